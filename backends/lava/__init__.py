@@ -1,0 +1,124 @@
+"""Runs a quantised network in Intel's Lava (``lava-nc`` 0.10.0, its fixed-point models), many samples in one run.
+
+Lava itself runs in a process group of its own, from the script ``worker.py``: it is ended as a whole on a time-out, an error,
+an interrupt, and when this process dies. Nothing here imports Lava.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spikeprop.backends.loihi import LoihiNetwork, check_messages, save
+from spikeprop.backends.loihi_network import Integers
+from spikeprop.errors import BackendError
+
+__all__ = ["LavaRun", "available", "install_command", "run"]
+
+WORKER = Path(__file__).with_name("worker.py")
+SHOWN_LINES = 12  # of the worker's stderr in an error: a traceback's end
+
+
+@dataclass(frozen=True, eq=False)
+class LavaRun:
+    """What Lava recorded, one array per layer, with the delay of one step per layer taken out.
+
+    spikes: 0 or 1, ``[T, B, n]``.
+    membranes: Lava's v at the end of each step, so after the reset, ``[T, B, n]``; empty if not asked for.
+    """
+
+    spikes: list[NDArray[np.int8]]
+    membranes: list[Integers]
+
+
+def available() -> bool:
+    """Whether Lava is installed; it is not imported, which would change this process's multiprocessing settings."""
+    return importlib.util.find_spec("lava") is not None
+
+
+def install_command() -> str:
+    """How to install Lava 0.10.0, the last version, under the running Python."""
+    if sys.version_info[:2] == (3, 10):
+        return "pip install lava-nc==0.10.0"
+    # Its metadata asks for Python 3.10 and numpy < 2, but it runs on 3.11 to 3.13; with numpy 2.4 its processes die.
+    return (
+        "pip install --no-deps --ignore-requires-python lava-nc==0.10.0 && "
+        'pip install asteval networkx scipy scikit-learn "numpy<2.4"'
+    )
+
+
+def run(
+    network: LoihiNetwork, messages: Any, *, timeout: float = 600.0, membranes: bool = False, _worker: Path = WORKER
+) -> LavaRun:
+    """Run the integers ``messages [T, B, features]``, each sample from rest, and wait for the result.
+
+    timeout: seconds after which the run is ended. Lava takes about 1 ms per step (T * B steps) and a few seconds to start.
+    membranes: also record v of every layer, which takes about twice as long.
+
+    Raises BackendError if Lava is not installed, fails, or does not answer in time; InputError if the messages do not fit.
+    """
+    messages = check_messages(network, messages)
+    if not available():
+        raise BackendError(f"Lava is not installed for this Python ({sys.executable}). Install it with:\n  {install_command()}")
+    with tempfile.TemporaryDirectory(prefix="spikeprop-lava-") as name:
+        folder = Path(name)
+        save(network, folder / "network.npz")
+        np.savez(folder / "messages.npz", messages=messages, membranes=np.array(membranes))
+        _run_worker(_worker, folder, timeout)
+        try:
+            with np.load(folder / "out.npz", allow_pickle=False) as out:
+                numbers = range(1, len(network.layers) + 1)
+                recorded = [out[f"membranes{number}"] for number in numbers] if membranes else []
+                return LavaRun([out[f"spikes{number}"] for number in numbers], recorded)
+        except (OSError, KeyError, ValueError) as error:
+            raise BackendError(f"Lava ended without a result: {error}{_last_lines(folder)}") from error
+
+
+def _run_worker(worker: Path, folder: Path, timeout: float) -> None:
+    """Start the worker, wait for it, and leave no process of its group behind."""
+    command = [sys.executable, str(worker), "network.npz", "messages.npz", "out.npz", "--follow-parent"]
+    # Lava's many processes multiply small integer matrices; a pool of threads in each would only fight over the cores.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with open(folder / "stderr.txt", "wb") as errors:
+        # Files, not pipes: a process that stayed behind would keep a pipe open and its reader waiting. stdin is a pipe on
+        # purpose: it closes when this process dies, and the worker takes that as its sign to end.
+        process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=environment, start_new_session=True
+        )
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise BackendError(
+                f"Lava did not finish within {timeout:g} seconds and was stopped; "
+                f"raise timeout, or send fewer samples or steps{_last_lines(folder)}"
+            ) from None
+        finally:
+            _end_group(process)
+    if status != 0:
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
+        raise BackendError(f"the Lava run {how}{_last_lines(folder)}")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill whatever is left of the process's session, and reap it. Harmless if all have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _last_lines(folder: Path) -> str:
+    lines = (folder / "stderr.txt").read_text(errors="replace").strip().splitlines()
+    return "\n  ".join(["; its last words:", *lines[-SHOWN_LINES:]]) if lines else ""

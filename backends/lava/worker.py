@@ -1,0 +1,201 @@
+"""Runs a saved Loihi network in Lava, as a script of its own: ``python worker.py network.npz messages.npz out.npz``.
+
+It needs numpy and Lava only. Lava forks one operating-system process per Lava process, deadlocks if torch was used before,
+and hangs for ever if one of them fails; so it runs apart, and whoever starts it can end it as a whole, as
+``spikeprop.backends.lava`` does.
+
+messages.npz holds ``messages [T, B, features]``, integers, and ``membranes``, 0 or 1. out.npz gets ``spikes1``, ``spikes2`` and
+so on and, if wanted, ``membranes1`` and so on (after the reset), ``[T, B, n]``. It is written whole or not at all.
+
+All samples go through in one continuous run. Each Dense delays by one step, so layer l (from 1) sees step t of the input at
+step t + l; LIFReset clears u and v of layer l just before a sample's first step arrives there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import mmap
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import traceback
+from typing import Any
+
+import numpy as np
+
+VAR_MODEL = "lava.magma.compiler.var_model"
+
+
+def import_lava() -> None:
+    """Imports the one module of Lava 0.10 that Python >= 3.11 refuses, because of dataclass defaults without a hash.
+
+    Its ByteEncoder() and CoreEncoder() defaults are never changed, so giving them a hash while it is imported is safe.
+    """
+    original = dataclasses.dataclass
+
+    def hashable(cls: Any = None, **options: Any) -> Any:
+        if cls is None:
+            return lambda decorated: hashable(decorated, **options)
+        made = original(cls, **options)
+        if made.__module__ == VAR_MODEL and made.__hash__ is None:
+            made.__hash__ = object.__hash__
+        return made
+
+    dataclasses.dataclass = hashable  # type: ignore[assignment]
+    try:
+        importlib.import_module(VAR_MODEL)
+    finally:
+        dataclasses.dataclass = original  # type: ignore[assignment]
+
+
+def shared(shape: tuple[int, ...], dtype: type) -> Any:
+    """Zeros that forked processes write and this one reads. Lava's own Var.get costs 18 microseconds per number."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype).reshape(shape)
+
+
+def build(network: dict[str, Any], messages: Any, with_membranes: bool) -> tuple[Any, Any, list[Any], list[Any]]:
+    """The Lava processes. Returns the source (to run), the run configuration, and the recordings ``[steps, n]`` per layer."""
+    from lava.magma.core.run_configs import Loihi2SimCfg
+    from lava.proc.dense.process import Dense
+    from lava.proc.io import sink, source
+    from lava.proc.io.sink import PyReadFixed, PyReceiveModelFixed
+    from lava.proc.lif.process import LIFReset
+    from lava.utils.weightutils import SignMode
+
+    class SharedSink(PyReceiveModelFixed):
+        """Lava's spike sink, but for where it writes."""
+
+        def run_spk(self) -> None:
+            self.proc_params["recording"][self.time_step - 1] = self.a_in.recv()
+
+    class SharedProbe(PyReadFixed):
+        """Lava's reader of a variable at the end of each step, but for where it writes."""
+
+        def run_post_mgmt(self) -> None:
+            self.proc_params["recording"][self.time_step - 1] = self.state.read()
+
+    metadata = json.loads(str(network["metadata"]))
+    steps, batch, features = messages.shape
+    total = steps * batch + len(metadata["layers"])
+    feed = source.RingBuffer(data=np.ascontiguousarray(messages.transpose(2, 1, 0).reshape(features, -1), np.int32))
+    spikes, membranes, previous = [], [], feed.s_out
+    for number, layer in enumerate(metadata["layers"], 1):
+        registers = {name: network[f"layer{number}_{name}"] for name in ("du", "dv", "vth", "bias_mant", "bias_exp")}
+        weight = network[f"layer{number}_weight"]
+        n = len(weight)
+        dense = Dense(
+            weights=weight.astype(np.int32),
+            weight_exp=layer["weight_exp"],
+            num_weight_bits=layer["weight_bits"],
+            # Left out, Lava would treat a layer that happens to have no negative weight as unsigned, on another grid.
+            sign_mode=SignMode.MIXED,
+            num_message_bits=metadata["num_message_bits"] if number == 1 else 0,
+        )
+        registers = {name: values if values.ndim else int(values) for name, values in registers.items()}
+        lif = LIFReset(shape=(n,), reset_interval=steps, reset_offset=number + 1, **registers)
+        previous.connect(dense.s_in)
+        dense.a_out.connect(lif.a_in)
+        recorder = sink.RingBuffer(shape=(n,), buffer=1)
+        lif.s_out.connect(recorder.a_in)
+        spikes.append(shared((total, n), np.int8))
+        recorder.proc_params["recording"] = spikes[-1]
+        if with_membranes:
+            probe = sink.Read(buffer=1)
+            probe.connect_var(lif.v)
+            membranes.append(shared((total, n), np.int32))
+            probe.proc_params["recording"] = membranes[-1]
+        previous = lif.s_out
+    models = {sink.RingBuffer: SharedSink, sink.Read: SharedProbe}
+    return feed, Loihi2SimCfg(select_tag="fixed_pt", exception_proc_model_map=models), spikes, membranes
+
+
+def run(feed: Any, configuration: Any, total: int) -> None:
+    """Runs and stops. An error here is fatal for the caller: Lava's processes may be waiting for each other."""
+    from lava.magma.core.run_conditions import RunSteps
+
+    feed.create_runtime(configuration)
+    try:
+        finished = watch_actors(feed.runtime._messaging_infrastructure.actors)
+        feed.run(RunSteps(num_steps=total))
+        finished.set()
+    finally:
+        feed.stop()
+
+
+def watch_actors(actors: list[Any]) -> threading.Event:
+    """Ends everything, with the reason on stderr, as soon as one of Lava's processes ends before the returned event is set.
+
+    Lava itself would wait for it for ever, and never show its traceback.
+    """
+    finished = threading.Event()
+    sentinels = {actor.sentinel: actor for actor in actors}
+
+    def watch() -> None:
+        ended = multiprocessing.connection.wait(list(sentinels))
+        if not finished.is_set():
+            actor = sentinels[ended[0]]
+            reason = actor.exception
+            fail(reason[1] if reason else f"Lava process {actor.name} ended by itself, without a traceback (killed?)")
+
+    threading.Thread(target=watch, daemon=True).start()
+    return finished
+
+
+def fail(reason: str) -> None:
+    """Ends this process and all that it started, at once: after an error Lava's own clean-up waits for ever."""
+    print(reason, file=sys.stderr, flush=True)
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(1)
+
+
+def follow_parent() -> None:
+    """Ends the whole process group when stdin closes, which happens when whoever started us is gone, in whatever way."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def collect(recordings: list[Any], name: str, steps: int, batch: int) -> dict[str, Any]:
+    """Recordings ``[steps, n]`` as ``[T, B, n]``, with each layer's delay taken out."""
+    result = {}
+    for number, recording in enumerate(recordings, 1):
+        undelayed = recording[number : number + steps * batch]
+        result[f"{name}{number}"] = undelayed.reshape(batch, steps, -1).transpose(1, 0, 2)
+    return result
+
+
+def main(network_path: str, messages_path: str, out_path: str) -> None:
+    with np.load(network_path, allow_pickle=False) as archive:
+        network = dict(archive)
+    with np.load(messages_path, allow_pickle=False) as archive:
+        messages, with_membranes = archive["messages"], bool(archive["membranes"])
+    import_lava()
+    feed, configuration, spikes, membranes = build(network, messages, with_membranes)
+    run(feed, configuration, len(spikes[0]))
+    steps, batch = messages.shape[:2]
+    temporary = f"{out_path}.part"
+    with open(temporary, "wb") as file:
+        np.savez(file, **collect(spikes, "spikes", steps, batch), **collect(membranes, "membranes", steps, batch))
+    os.replace(temporary, out_path)
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if "--follow-parent" in arguments:
+        arguments.remove("--follow-parent")
+        follow_parent()
+    try:
+        main(*arguments)
+    except BaseException:  # whatever it is: shown, and then no process may stay behind
+        fail(traceback.format_exc())

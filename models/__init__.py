@@ -1,0 +1,103 @@
+"""Networks to start from. Each function returns a :class:`spikeprop.Network`; none of them trains."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+
+from spikeprop.errors import InputError
+from spikeprop.network import Network
+from spikeprop.neuron import LIF, Neuron
+from spikeprop.synapse import AvgPool2d, Chain, Conv2d, Dense, Flatten, Synapse
+
+
+def mlp(
+    input_shape: Sequence[int],
+    hidden: Sequence[int],
+    outputs: int,
+    *,
+    neuron: Neuron | None = None,
+    gain: float = 0.5,
+    centred: bool = True,
+    regression: bool = False,
+    seed: int = 0,
+) -> Network:
+    """Fully connected layers.
+
+    Args:
+        input_shape: shape of one input at one step; pictures are flattened.
+        hidden: neurons per layer, for example ``[256, 256]``.
+        outputs: number of classes, or of real outputs with ``regression=True``.
+        neuron: the neurons of every layer (a copy each); ``LIF()`` by default.
+        gain: weights are drawn from N(0, gain^2 / fan-in), the first layer's doubled since centred pictures carry less power.
+            At 0.5 a LIF neuron with beta = 0.9 sums about six steps of drive, reaches its threshold within them and spikes from
+            the start.
+        centred: see :class:`spikeprop.Network`.
+        seed: fixes every weight.
+
+    Raises:
+        InputError: no hidden layer, or a width below 1.
+    """
+    if not hidden or min(hidden) < 1:
+        raise InputError(f"mlp: the hidden layers are {list(hidden)}; give at least one width, each at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    neuron = LIF() if neuron is None else neuron
+    widths = [math.prod(input_shape), *hidden]
+    layers: list[tuple[Synapse, Neuron]] = []
+    for index, (inputs, width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        synapse: Synapse = Dense(inputs, width, gain=gain * (2.0 if index == 0 else 1.0), generator=generator)
+        if index == 0 and len(input_shape) > 1:
+            synapse = Chain(Flatten(), synapse)
+        layers.append((synapse, copy.deepcopy(neuron)))
+    return Network(input_shape, layers, outputs, centred=centred, regression=regression)
+
+
+def conv(
+    input_shape: Sequence[int],
+    channels: Sequence[int],
+    outputs: int,
+    *,
+    kernel_size: int = 3,
+    pool: int = 2,
+    hidden: Sequence[int] = (128,),
+    neuron: Neuron | None = None,
+    gain: float = 1.5,
+    centred: bool = True,
+    seed: int = 0,
+) -> Network:
+    """Convolutional layers (same padding), each followed by average pooling, then fully connected ones.
+
+    Args:
+        input_shape: ``(C, H, W)`` of one input at one step.
+        channels: channels per convolutional layer.
+        kernel_size: odd, so that padding keeps the picture's size.
+        pool: size of the pooling windows; it is part of the next layer's synapse.
+        hidden: neurons per fully connected layer after the last pooling.
+        neuron, gain, centred, seed, outputs: as for :func:`mlp`.
+
+    Raises:
+        InputError: no layer at all, an even kernel, or a picture too small for the pooling.
+    """
+    if not channels or kernel_size % 2 == 0:
+        raise InputError(f"conv: channels = {list(channels)} with kernel_size = {kernel_size}; give a channel count and an odd size")
+    generator = torch.Generator().manual_seed(seed)
+    neuron = LIF() if neuron is None else neuron
+    layers: list[tuple[Synapse, Neuron]] = []
+    shape = tuple(input_shape)
+    for index, (before, after) in enumerate(zip([shape[0], *channels[:-1]], channels, strict=True)):
+        synapse: Synapse = Conv2d(before, after, kernel_size, padding=kernel_size // 2, gain=gain, generator=generator)
+        if index > 0:
+            synapse = Chain(AvgPool2d(pool), synapse)
+        layers.append((synapse, copy.deepcopy(neuron)))
+        shape = synapse.output_shape(shape)
+    for index, width in enumerate(hidden):
+        before = [AvgPool2d(pool), Flatten()] if index == 0 else []
+        for part in before:
+            shape = part.output_shape(shape)
+        dense = Dense(shape[0], width, gain=gain, generator=generator)
+        layers.append((Chain(*before, dense) if before else dense, copy.deepcopy(neuron)))
+        shape = (width,)
+    return Network(input_shape, layers, outputs, centred=centred)

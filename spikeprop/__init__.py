@@ -1,0 +1,69 @@
+"""Train spiking neural networks without a backward pass, and put them on neuromorphic hardware exactly as trained.
+
+>>> import spikeprop as sp
+>>> sp.LIF(beta=0.9, threshold=1.0)
+LIF(beta=0.9, threshold=1.0, alpha=0.0, bias=0.0, reset_mechanism=zero)
+"""
+
+from spikeprop import data, encoding, errors
+from spikeprop.encoding import Current, Events, Latency, Poisson
+from spikeprop.evaluation import Evaluation, Health, dead_neurons, evaluate
+from spikeprop.homeostasis import Homeostasis
+from spikeprop.losses import Hebbian, Pairwise, SimilarityCrossEntropy
+from spikeprop.network import Layer, Network
+from spikeprop.neuron import IF, LIF, Activity, Binary, NeuronState, Rate, decay_from_tau, lif, tau_from_decay
+from spikeprop.rules.sigprop import SigProp
+from spikeprop.signals import FixedProjection, LearnedProjection
+from spikeprop.storage import load_network as load
+from spikeprop.storage import save_network as save
+from spikeprop.surrogate import ATan, FastSigmoid, Membrane, ReLU, Sigmoid
+from spikeprop.synapse import AvgPool2d, Chain, Conv2d, Dense, Flatten
+from spikeprop.training import History, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IF",
+    "LIF",
+    "ATan",
+    "Activity",
+    "AvgPool2d",
+    "Binary",
+    "Chain",
+    "Conv2d",
+    "Current",
+    "Dense",
+    "Evaluation",
+    "Events",
+    "FastSigmoid",
+    "FixedProjection",
+    "Flatten",
+    "Health",
+    "Hebbian",
+    "History",
+    "Homeostasis",
+    "Latency",
+    "Layer",
+    "LearnedProjection",
+    "Membrane",
+    "Network",
+    "NeuronState",
+    "Pairwise",
+    "Poisson",
+    "Rate",
+    "ReLU",
+    "Sigmoid",
+    "SigProp",
+    "SimilarityCrossEntropy",
+    "data",
+    "dead_neurons",
+    "decay_from_tau",
+    "encoding",
+    "errors",
+    "evaluate",
+    "fit",
+    "lif",
+    "load",
+    "save",
+    "tau_from_decay",
+]

@@ -1,0 +1,69 @@
+"""Keeping neurons alive: each neuron holds its own firing rate in a band, with nothing but its own running rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spikeprop.errors import InputError
+from spikeprop.network import Layer
+
+REFERENCE_BATCH = 128  # rows per update at which strength and momentum are stated; smaller batches move proportionally less
+
+
+@dataclass(frozen=True)
+class Homeostasis:
+    """A band for the firing rate, held by the neuron's bias or by its threshold.
+
+    After each update the excitability of a neuron with running rate r moves by
+    strength * clamp((lowest - r)+ / lowest - (r - highest)+ / highest, -1, 1) thresholds: nothing inside the band.
+
+    Args:
+        lowest, highest: the band, in spikes per step.
+        strength: the largest move per update of 128 rows, in units of the threshold; 0 turns homeostasis off.
+        act_on: "bias" or "threshold" (the bias goes up or the threshold down).
+    """
+
+    lowest: float = 0.02
+    highest: float = 0.15
+    strength: float = 0.02
+    act_on: Literal["bias", "threshold"] = "bias"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.lowest < self.highest < 1.0:
+            raise InputError(f"Homeostasis: the band {self.lowest} to {self.highest} must satisfy 0 < lowest < highest < 1")
+        if self.act_on not in ("bias", "threshold"):
+            raise InputError(f"Homeostasis: act_on = {self.act_on!r} is neither 'bias' nor 'threshold'")
+
+    @staticmethod
+    def follow(layer: Layer, activity: Tensor, batch: int, momentum: float = 0.1) -> None:
+        """Move the layer's running rate towards the mean activity ``[*output_shape]`` of an update window."""
+        layer.rate.lerp_(activity, momentum * min(1.0, batch / REFERENCE_BATCH))
+
+    def regulate(self, layer: Layer, batch: int) -> None:
+        """Move each neuron back towards the band."""
+        neuron = layer.neuron
+        if not neuron.spiking or self.strength == 0.0:
+            return
+        rate = layer.rate
+        if rate.dim() > 1 and layer.bias.shape != rate.shape:
+            rate = rate.mean((1, 2), keepdim=True)  # one bias per channel: the channel holds its mean rate
+        silent = (self.lowest - rate).clamp(min=0.0) / self.lowest
+        busy = (rate - self.highest).clamp(min=0.0) / self.highest
+        move = (silent - busy).clamp_(-1.0, 1.0) * (self.strength * min(1.0, batch / REFERENCE_BATCH))
+        if self.act_on == "bias":
+            layer.bias.add_(move * neuron.threshold)
+        else:
+            assert isinstance(neuron.threshold, Tensor)
+            neuron.threshold.mul_(1.0 - move)
+
+    def prepare(self, layer: Layer) -> None:
+        """Give the layer thresholds of its own where the band is held by them."""
+        neuron = layer.neuron
+        if self.act_on == "threshold" and neuron.spiking and not isinstance(neuron.threshold, Tensor):
+            threshold = neuron.threshold
+            del neuron.threshold
+            neuron.register_buffer("threshold", torch.full_like(layer.bias, threshold))

@@ -1,0 +1,139 @@
+"""Local losses: how the responses of the input rows relate to those of the context rows, in closed form.
+
+A loss sees one layer's phi (``learn_on`` of the membrane) and nothing else: ``h [k, B, n]`` for the input rows and ``t [k, C, n]``
+for the context rows, over k time steps that do not influence each other. It returns the loss per step ``[k]``, averaged over the
+batch, and its derivatives by h and t.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spikeprop.errors import InputError
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+SMALLEST_NORM = 1e-6  # below it a row counts as zero and gets no direction
+
+
+class LocalLoss:
+    """Base of the losses; ``smallest_batch`` is the number of rows below which nothing could be learned."""
+
+    smallest_batch = 1
+
+    def __call__(self, h: Tensor, t: Tensor, labels: Tensor, mean: Tensor | None) -> Gradients:
+        """``labels [k, B]`` names each row's context. ``mean [n]``, if given, centres h in place of the batch's own mean."""
+        raise NotImplementedError
+
+
+def normalise(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors along the last axis and the norms that were divided by (at least SMALLEST_NORM)."""
+    norm = rows.norm(dim=-1, keepdim=True).clamp(min=SMALLEST_NORM)
+    return rows / norm, norm
+
+
+def through_normalise(gradient: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
+    """Derivative by the rows, given that by the unit vectors: what points along a row does not turn it."""
+    along = (unit * gradient).sum(-1, keepdim=True)
+    return torch.where(norm > SMALLEST_NORM, gradient - unit * along, gradient) / norm
+
+
+def centre(rows: Tensor, mean: Tensor | None) -> Tensor:
+    return rows - (rows.mean(-2, keepdim=True) if mean is None else mean)
+
+
+def through_centre(gradient: Tensor, mean: Tensor | None) -> Tensor:
+    return gradient - gradient.mean(-2, keepdim=True) if mean is None else gradient
+
+
+@dataclass(frozen=True)
+class SimilarityCrossEntropy(LocalLoss):
+    """cross_entropy(similarity(h, t) / temperature, label): each row is pulled to its own target and pushed from the others.
+
+    h and t are each centred, per step, over their own rows (h over a running mean where the batch has one row: its own mean
+    would erase it); the similarity is the cosine, or the plain dot product divided by n.
+    """
+
+    temperature: float = 0.1
+    similarity: Literal["cosine", "dot"] = "cosine"
+
+    def __call__(self, h: Tensor, t: Tensor, labels: Tensor, mean: Tensor | None) -> Gradients:
+        h, t = centre(h, mean), centre(t, None)
+        if self.similarity == "cosine":
+            (h_unit, h_norm), (t_unit, t_norm) = normalise(h), normalise(t)
+        else:
+            scale = h.shape[-1] ** -0.5
+            h_unit, t_unit = h * scale, t * scale
+        logits = h_unit @ t_unit.mT / self.temperature
+        batch = h.shape[1]
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+        delta = (logits.softmax(-1) - F.one_hot(labels, t.shape[1])) / (batch * self.temperature)
+        dh, dt = delta @ t_unit, delta.mT @ h_unit
+        if self.similarity == "cosine":
+            dh, dt = through_normalise(dh, h_unit, h_norm), through_normalise(dt, t_unit, t_norm)
+        else:
+            dh, dt = dh * scale, dt * scale
+        return loss, through_centre(dh, mean), through_centre(dt, None)
+
+
+@dataclass(frozen=True)
+class Pairwise(LocalLoss):
+    """Every pair of rows, input and context alike: equal labels attract, different ones repel (a softmax over the cosines).
+
+    For row i with positives P(i): -mean_{j in P(i)} log softmax_{j != i}(cos(r_i, r_j) / temperature), averaged over the rows that
+    have a positive. Needs a batch of at least two.
+    """
+
+    temperature: float = 0.1
+    smallest_batch = 2
+
+    def __call__(self, h: Tensor, t: Tensor, labels: Tensor, mean: Tensor | None) -> Gradients:
+        if h.shape[1] < self.smallest_batch:
+            raise InputError(
+                f"Pairwise: a batch of {h.shape[1]} has no pairs; use a batch of at least {self.smallest_batch}, "
+                "or SimilarityCrossEntropy(), which learns from one sample at a time"
+            )
+        batch, contexts = h.shape[1], t.shape[1]
+        rows = torch.cat([centre(h, None), centre(t, None)], 1)
+        unit, norm = normalise(rows)
+        own = torch.arange(contexts, device=labels.device).expand(len(labels), contexts)
+        names = torch.cat([labels, own], 1)
+        itself = torch.eye(batch + contexts, dtype=torch.bool, device=h.device)
+        logits = (unit @ unit.mT / self.temperature).masked_fill(itself, -torch.inf)
+        positive = (names.unsqueeze(2) == names.unsqueeze(1)) & ~itself
+        count = positive.sum(2, keepdim=True)
+        wanted = positive / count.clamp(min=1)
+        active = (count > 0) / (count > 0).sum(1, keepdim=True).clamp(min=1)
+        log_likelihood = logits.log_softmax(-1).masked_fill(itself, 0.0)
+        loss = -(wanted * log_likelihood * active).sum((1, 2))
+        delta = (logits.softmax(-1) - wanted) * active / self.temperature
+        drows = through_normalise((delta + delta.mT) @ unit, unit, norm)
+        return loss, through_centre(drows[:, :batch], None), through_centre(drows[:, batch:], None)
+
+
+@dataclass(frozen=True)
+class Hebbian(LocalLoss):
+    """Hebb's product: a row's presynaptic trace times its target's response, with a decay that bounds the weights.
+
+    The signal at a row is -(its target's centred response) + decay h, at a context -(the mean centred response of its rows)
+    + decay t; the partner is taken as it is, no derivative passes through it. This is the gradient of
+    -<h, t> + decay/2 (|h|^2 + |t|^2) with each partner held constant.
+    """
+
+    decay: float = 1.0
+
+    def __call__(self, h: Tensor, t: Tensor, labels: Tensor, mean: Tensor | None) -> Gradients:
+        h, t = centre(h, mean), centre(t, None)
+        features, batch = h.shape[-1], h.shape[1]
+        wanted = F.one_hot(labels, t.shape[1]).to(h.dtype)
+        target = wanted @ t
+        rows = wanted.mT @ h / wanted.sum(1).clamp(min=1).unsqueeze(-1)
+        present = (wanted.sum(1) > 0).unsqueeze(-1)  # a class without a row in the batch has no partner to follow
+        loss = -((h * target).sum(-1).mean(1) / features)
+        dh = (self.decay * h - target) / (batch * features)
+        dt = torch.where(present, self.decay * t - rows, 0.0) / (t.shape[1] * features)
+        return loss, through_centre(dh, mean), through_centre(dt, None)

@@ -1,0 +1,189 @@
+"""Layers of a synapse and neurons, and the feed-forward network they form. State passes in and out; time comes first.
+
+A network also carries what its prediction needs: the means that centre its inputs, the readout, and the target synapses through
+which class labels enter beside the input. All of it is saved with the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.errors import InputError
+from spikeprop.neuron import Activity, Neuron, NeuronState, neuron_from_config
+from spikeprop.readout import Readout
+from spikeprop.signals import TargetSynapse
+from spikeprop.synapse import Shape, Synapse, synapse_from_config
+
+
+def is_constant(inputs: Tensor) -> bool:
+    """Whether a sequence ``[T, ...]`` is one step seen T times (an expanded view), so that one product serves every step."""
+    return len(inputs) > 1 and inputs.stride(0) == 0
+
+
+class Layer(nn.Module):
+    """A synapse and the neurons it drives.
+
+    Attributes:
+        bias: learned, one per neuron ``[n]`` or, for pictures, one per channel ``[C, 1, 1]``.
+        rate: running mean of the neurons' activity ``[*output_shape]``, kept by training; the next layer is centred on it.
+    """
+
+    rate: Tensor
+
+    def __init__(self, synapse: Synapse, neuron: Neuron, input_shape: Shape) -> None:
+        super().__init__()
+        self.synapse, self.neuron = synapse, neuron
+        self.input_shape = tuple(input_shape)
+        self.output_shape = synapse.output_shape(self.input_shape)
+        shape = self.output_shape if len(self.output_shape) == 1 else (self.output_shape[0], 1, 1)
+        self.bias = nn.Parameter(torch.zeros(shape) + neuron.bias, requires_grad=False)
+        self.register_buffer("rate", torch.zeros(self.output_shape))
+
+    def drive(self, inputs: Tensor) -> Tensor:
+        """Inputs ``[T, B, *input_shape]`` to drive ``[T, B, *output_shape]``; a constant input is multiplied only once."""
+        steps, batch = inputs.shape[:2]
+        if is_constant(inputs):
+            return self.synapse(inputs[0]).expand(steps, batch, *self.output_shape)
+        return self.synapse(inputs.flatten(0, 1)).unflatten(0, (steps, batch))
+
+    def config(self) -> dict[str, Any]:
+        return {"synapse": self.synapse.config(), "neuron": self.neuron.config()}
+
+
+class Network(nn.Module):
+    """A feed-forward network.
+
+    Args:
+        input_shape: shape of one input at one time step, for example ``(1, 28, 28)``.
+        layers: pairs of a synapse and its neurons, first to last.
+        outputs: number of classes, or of real outputs.
+        centred: subtract the mean input of the training set and, between layers, the running mean activity. Both act as a
+            bias on the membrane, bias - W mean / (1 - alpha), so a chip gets them for nothing (``fold_bias``).
+        regression: whether the outputs are real values rather than classes.
+
+    Raises:
+        InputError: a synapse that does not fit the shape before it (the layer is named).
+    """
+
+    input_mean: Tensor
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        layers: Sequence[tuple[Synapse, Neuron]],
+        outputs: int,
+        *,
+        centred: bool = True,
+        regression: bool = False,
+    ) -> None:
+        super().__init__()
+        if not layers or outputs < 1:
+            raise InputError(f"Network: {len(layers)} layers and {outputs} outputs; at least one of each is needed")
+        self.input_shape: Shape = tuple(input_shape)
+        self.outputs, self.centred, self.regression = outputs, centred, regression
+        built: list[Layer] = []
+        for number, (synapse, neuron) in enumerate(layers, 1):
+            try:
+                built.append(Layer(synapse, neuron, built[-1].output_shape if built else self.input_shape))
+            except InputError as error:
+                raise InputError(f"layer {number}: {error}") from None
+        self.layers = nn.ModuleList(built)
+        self.register_buffer("input_mean", torch.zeros(self.input_shape))
+        self.readout = Readout(built[-1].bias.new_zeros(built[-1].output_shape).numel(), outputs)
+        self.target: TargetSynapse | None = None
+
+    def initial_state(self, batch: int) -> list[NeuronState[Tensor]]:
+        """Every layer at rest, for ``batch`` rows."""
+        return [layer.neuron.initial_state(layer.rate.new_zeros(batch, *layer.output_shape)) for layer in self.layers]
+
+    def centre(self, index: int) -> Tensor | None:
+        """The mean subtracted from the input of layer ``index`` (from 0), in the input's shape; None if not centred."""
+        if not self.centred:
+            return None
+        return self.input_mean if index == 0 else self.layers[index - 1].rate
+
+    def fold_bias(self, index: int) -> Tensor:
+        """The bias that layer ``index`` really has: its own, with the centring of its input folded in.
+
+        Per neuron ``[*output_shape]``, also where the layer's own bias is per channel: under zero padding the mean's
+        contribution differs at the borders.
+        """
+        layer, mean = self.layers[index], self.centre(index)
+        if mean is None:
+            return layer.bias
+        return layer.bias - layer.synapse(mean.unsqueeze(0))[0] / (1.0 - layer.neuron.alpha)
+
+    def advance(self, state: list[NeuronState[Tensor]], inputs: Tensor) -> tuple[list[Activity], list[NeuronState[Tensor]]]:
+        """Run a stretch of time, ``inputs [T, B, *input_shape]``, from ``state``; layer after layer, since no delay lies between.
+
+        Returns:
+            For every layer spikes and pre-reset membrane ``[T, B, *output_shape]``, and the state after the last step.
+        """
+        self.check(inputs)
+        activities, states, x = [], [], inputs
+        for index, layer in enumerate(self.layers):
+            activity, after = layer.neuron.run(state[index], layer.drive(x), self.fold_bias(index))
+            activities.append(activity)
+            states.append(after)
+            x = activity.spikes
+        return activities, states
+
+    def step(self, state: list[NeuronState[Tensor]], x: Tensor) -> tuple[list[Activity], list[NeuronState[Tensor]]]:
+        """One time step: ``x [B, *input_shape]``; every layer's activity ``[B, *output_shape]`` and the state after it."""
+        activities, state = self.advance(state, x.unsqueeze(0))
+        return [Activity(activity.spikes[0], activity.membrane[0]) for activity in activities], state
+
+    def run(self, inputs: Tensor) -> list[Activity]:
+        """A whole sequence from rest: for every layer spikes and pre-reset membrane, each ``[T, B, *output_shape]``."""
+        self.check(inputs)
+        return self.advance(self.initial_state(inputs.shape[1]), inputs)[0]
+
+    def check(self, inputs: Tensor) -> None:
+        """Raise InputError unless ``inputs`` is a finite floating sequence ``[T, B, *input_shape]`` with T, B >= 1."""
+        expected = f"[T, B, {', '.join(map(str, self.input_shape))}]"
+        if tuple(inputs.shape[2:]) != self.input_shape or inputs.dim() != 2 + len(self.input_shape):
+            hint = "; the time axis comes first, an encoder adds it" if tuple(inputs.shape[1:]) == self.input_shape else ""
+            raise InputError(f"the input has shape {tuple(inputs.shape)}, the network expects {expected}{hint}")
+        if 0 in inputs.shape[:2]:
+            raise InputError(f"the input has shape {tuple(inputs.shape)}: no time step or no sample in {expected}")
+        if not inputs.is_floating_point():
+            raise InputError(f"the input is of type {inputs.dtype}; convert it with inputs.float()")
+        if not torch.isfinite((inputs[0] if is_constant(inputs) else inputs).sum()):
+            raise InputError("the input holds NaN or infinite values; clean the data (torch.nan_to_num) before the network sees it")
+
+    @torch.no_grad()
+    def attach_target(
+        self, *, scale: float = 1.0, learned: bool = True, generator: torch.Generator | None = None
+    ) -> TargetSynapse:
+        """Give the network target synapses into layer 1, unless it has them; returns them."""
+        if self.target is None:
+            first = self.layers[0]
+            target = TargetSynapse(self.outputs, first.output_shape, scale=scale, learned=learned, generator=generator)
+            self.target = target.to(first.bias)
+        return self.target
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the tensors; :func:`network_from_config` rebuilds the network from it."""
+        return {
+            "input_shape": list(self.input_shape),
+            "layers": [layer.config() for layer in self.layers],
+            "outputs": self.outputs,
+            "centred": self.centred,
+            "regression": self.regression,
+            "target": None if self.target is None else self.target.config(),
+        }
+
+
+def network_from_config(config: dict[str, Any]) -> Network:
+    """Inverse of :meth:`Network.config`; the tensors wait for the state dictionary."""
+    layers = [(synapse_from_config(layer["synapse"]), neuron_from_config(layer["neuron"])) for layer in config["layers"]]
+    network = Network(
+        config["input_shape"], layers, config["outputs"], centred=config["centred"], regression=config["regression"]
+    )
+    if config["target"] is not None:
+        network.attach_target(learned=config["target"]["learned"])
+    return network

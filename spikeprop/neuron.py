@@ -1,0 +1,295 @@
+"""The spiking neuron, written once.
+
+    I[t] = alpha I[t-1] + drive[t]            synaptic current; drive = synapse(input spikes), no delay
+    U[t] = beta  U[t-1] + I[t] + bias         membrane
+    S[t] = 1 if U[t] > threshold else 0       spike
+    U[t] <- 0             where S[t] = 1      reset_mechanism "zero" (Loihi, Lava, NIR)
+    U[t] <- U[t] - threshold                  "subtract"
+    U[t] <- U[t]                              "none"
+
+:func:`advance` is this block and nothing else computes it: training and inference call it with floating-point tensors, the
+Loihi simulator calls it with integers and :data:`spikeprop.backends.loihi.LOIHI` arithmetic. Only operators are used, so the
+arguments may be torch tensors or numpy arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.errors import InputError
+
+Reset = Literal["zero", "subtract", "none"]
+Array = TypeVar("Array")
+
+
+class NeuronState(NamedTuple, Generic[Array]):
+    """What a neuron carries from step to step: synaptic current I and membrane U after the reset, each ``[B, *features]``."""
+
+    current: Array
+    membrane: Array
+
+
+class Activity(NamedTuple):
+    """What a layer shows at each step. ``spikes`` is the layer's output; ``membrane`` is U before the reset.
+
+    Both have shape ``[B, *features]`` for one step and ``[T, B, *features]`` for a sequence.
+    """
+
+    spikes: Tensor
+    membrane: Tensor
+
+
+class Arithmetic(Protocol):
+    """How a number decays and what a full register does. See :data:`FLOAT` and ``backends.loihi.LOIHI``."""
+
+    def decay(self, value: Any, keep: Any) -> Any: ...
+    def current(self, value: Any) -> Any: ...
+    def membrane(self, value: Any) -> Any: ...
+
+
+class FloatArithmetic:
+    """Real numbers: decay multiplies, registers are unbounded."""
+
+    def decay(self, value: Any, keep: Any) -> Any:
+        return value * keep
+
+    def current(self, value: Any) -> Any:
+        return value
+
+    def membrane(self, value: Any) -> Any:
+        return value
+
+
+FLOAT = FloatArithmetic()
+
+
+def advance(
+    state: NeuronState[Any],
+    drive: Any,
+    *,
+    alpha: Any,
+    beta: Any,
+    bias: Any,
+    threshold: Any,
+    reset_mechanism: Reset = "zero",
+    arithmetic: Arithmetic = FLOAT,
+) -> tuple[Any, Any, NeuronState[Any]]:
+    """One time step of the equations above, elementwise over arrays of any shape.
+
+    Returns the boolean spikes, the membrane before the reset, and the state after it.
+    """
+    # Without synaptic memory the current is the drive itself; the product with zero would only cost time.
+    no_memory = isinstance(alpha, float) and alpha == 0.0
+    current = arithmetic.current(drive if no_memory else arithmetic.decay(state.current, alpha) + drive)
+    membrane = arithmetic.membrane(arithmetic.decay(state.membrane, beta) + (current + bias))
+    spikes = membrane > threshold
+    if reset_mechanism == "zero":
+        after = membrane * ~spikes
+    elif reset_mechanism == "subtract":
+        after = membrane - threshold * spikes
+    else:
+        after = membrane
+    return spikes, membrane, NeuronState(current, after)
+
+
+class Neuron(nn.Module):
+    """A layer's neurons: how a drive becomes activity. Stateless itself; the state is passed in and out.
+
+    Attributes:
+        alpha, beta, threshold: a float for the whole layer or a tensor that broadcasts over its features.
+        spiking: whether the activity is 0 or 1, so that firing rates and dead neurons are defined.
+    """
+
+    alpha: float | Tensor
+    beta: float | Tensor
+    threshold: float | Tensor
+    bias: float | Tensor
+    reset_mechanism: Reset
+    spiking: bool
+
+    def initial_state(self, drive: Tensor) -> NeuronState[Tensor]:
+        """The resting state, zero, for a drive of one step ``[B, *features]`` (shape, dtype and device are taken from it)."""
+        rest = torch.zeros_like(drive, memory_format=torch.contiguous_format)
+        return NeuronState(rest, rest)
+
+    def step(
+        self, state: NeuronState[Tensor], drive: Tensor, bias: float | Tensor | None = None
+    ) -> tuple[Activity, NeuronState[Tensor]]:
+        """One time step: ``drive`` and the activity are ``[B, *features]``. ``bias`` replaces the neuron's own."""
+        raise NotImplementedError
+
+    def run(
+        self, state: NeuronState[Tensor], drive: Tensor, bias: float | Tensor | None = None
+    ) -> tuple[Activity, NeuronState[Tensor]]:
+        """A sequence: ``drive`` and the activity are ``[T, B, *features]``."""
+        steps = []
+        for present in drive:
+            activity, state = self.step(state, present, bias)
+            steps.append(activity)
+        spikes, membrane = zip(*steps, strict=True)
+        return Activity(torch.stack(spikes), torch.stack(membrane)), state
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that rebuild this neuron; per-neuron tensors are left to the state dictionary and stand as None."""
+        raise NotImplementedError
+
+    def _parameter(self, name: str, value: float | Tensor, lowest: float, highest: float, meaning: str) -> None:
+        extremes = (value.min().item(), value.max().item()) if isinstance(value, Tensor) else (float(value),) * 2
+        for extreme in extremes:
+            if not lowest <= extreme <= highest:
+                raise InputError(f"{type(self).__name__}: {name} = {extreme:g} lies outside [{lowest:g}, {highest:g}]; {meaning}")
+        if isinstance(value, Tensor):
+            self.register_buffer(name, value.clone())
+        else:
+            setattr(self, name, float(value))
+
+
+class LIF(Neuron):
+    """Leaky integrate-and-fire neurons with the equations at the top of this module.
+
+    Args:
+        beta: fraction of the membrane kept per step, in [0, 1]; 0 forgets at once, 1 never (IF). Lava's 1 - dv/4096.
+        threshold: a spike is sent when U is strictly above it, as in snnTorch, Norse, NIR and Lava. Above 0.
+        alpha: fraction of the synaptic current kept per step, in [0, 1); 0 has no synaptic memory. Lava's 1 - (du + 1)/4096.
+        bias: added to the membrane at every step; in a network the value that the layer's learned bias starts from.
+        reset_mechanism: "zero" (the chip's), "subtract" or "none".
+
+    Each number may be a tensor that broadcasts over the layer's features (per-neuron or per-channel parameters).
+
+    Raises:
+        InputError: a value outside its range, or an unknown reset mechanism.
+    """
+
+    spiking = True
+
+    def __init__(
+        self,
+        beta: float | Tensor = 0.9,
+        threshold: float | Tensor = 1.0,
+        *,
+        alpha: float | Tensor = 0.0,
+        bias: float | Tensor = 0.0,
+        reset_mechanism: Reset = "zero",
+    ) -> None:
+        super().__init__()
+        kept = "is the fraction kept per step (decay_from_tau(tau, dt) converts a time constant)"
+        self._parameter("beta", beta, 0.0, 1.0, f"beta {kept}")
+        self._parameter("alpha", alpha, 0.0, 1.0 - 1e-6, f"alpha {kept}, below 1 or the current never fades")
+        self._parameter("threshold", threshold, 1e-12, 1e12, "a threshold of 0 or less would spike at rest")
+        self._parameter("bias", bias, -1e12, 1e12, "a bias must be finite")
+        if reset_mechanism not in get_args(Reset):
+            raise InputError(f"{type(self).__name__}: reset_mechanism = {reset_mechanism!r} is not one of {get_args(Reset)}")
+        self.reset_mechanism = reset_mechanism
+
+    def step(
+        self, state: NeuronState[Tensor], drive: Tensor, bias: float | Tensor | None = None
+    ) -> tuple[Activity, NeuronState[Tensor]]:
+        spikes, membrane, state = advance(
+            state,
+            drive,
+            alpha=self.alpha,
+            beta=self.beta,
+            bias=self.bias if bias is None else bias,
+            threshold=self.threshold,
+            reset_mechanism=self.reset_mechanism,
+        )
+        return Activity(spikes.to(membrane.dtype), membrane), state
+
+    def config(self) -> dict[str, Any]:
+        numbers = {name: getattr(self, name) for name in ("beta", "threshold", "alpha", "bias")}
+        return {
+            "type": "LIF",
+            **{name: list(value.shape) if isinstance(value, Tensor) else value for name, value in numbers.items()},
+            "reset_mechanism": self.reset_mechanism,
+        }
+
+    def extra_repr(self) -> str:
+        config = self.config()
+        return ", ".join(f"{key}={value}" for key, value in config.items() if key != "type")
+
+
+def IF(threshold: float | Tensor = 1.0, *, reset_mechanism: Reset = "zero") -> LIF:
+    """Integrate-and-fire: a LIF neuron whose membrane does not leak."""
+    return LIF(1.0, threshold, reset_mechanism=reset_mechanism)
+
+
+def Binary(threshold: float | Tensor = 1.0) -> LIF:
+    """A threshold unit without memory: activity 1 where the drive exceeds the threshold. LIF with beta = 0 and no reset."""
+    return LIF(0.0, threshold, reset_mechanism="none")
+
+
+class Rate(Neuron):
+    """A continuous unit without memory: activity max(0, drive + bias). Its "membrane" is the argument of the rectifier."""
+
+    spiking = False
+    alpha = 0.0
+    beta = 0.0
+    threshold = 0.0
+    reset_mechanism: Reset = "none"
+
+    def __init__(self, bias: float | Tensor = 0.0) -> None:
+        super().__init__()
+        self._parameter("bias", bias, -1e12, 1e12, "a bias must be finite")
+
+    def step(
+        self, state: NeuronState[Tensor], drive: Tensor, bias: float | Tensor | None = None
+    ) -> tuple[Activity, NeuronState[Tensor]]:
+        membrane = drive + (self.bias if bias is None else bias)
+        return Activity(membrane.relu(), membrane), state
+
+    def config(self) -> dict[str, Any]:
+        return {"type": "Rate", "bias": list(self.bias.shape) if isinstance(self.bias, Tensor) else self.bias}
+
+
+def neuron_from_config(config: dict[str, Any]) -> Neuron:
+    """Inverse of :meth:`Neuron.config`; per-neuron tensors come back as ones and wait for the state dictionary."""
+    arguments = {key: torch.full(value, 0.5) if isinstance(value, list) else value for key, value in config.items()}
+    kinds = {"LIF": LIF, "Rate": Rate}
+    return kinds[arguments.pop("type")](**arguments)
+
+
+def lif(neuron: Neuron, drive: Tensor) -> Activity:
+    """Run bare neurons from rest over a drive.
+
+    Args:
+        neuron: for example ``LIF(beta=0.9)``.
+        drive: synaptic input ``[T, ...]``, any floating dtype.
+
+    Returns:
+        Spikes and pre-reset membranes ``[T, ...]`` in the drive's dtype.
+    """
+    if drive.dim() < 1 or len(drive) < 1:
+        raise InputError(f"lif: the drive has shape {tuple(drive.shape)}, but time comes first: [T, ...] with T >= 1")
+    return neuron.run(neuron.initial_state(drive[0]), drive)[0]
+
+
+def decay_from_tau(tau: float, dt: float, method: Literal["exact", "euler"] = "exact") -> float:
+    """Fraction kept per step for a time constant: exp(-dt/tau) ("exact"), or 1 - dt/tau ("euler", NIR's and Norse's).
+
+    Args:
+        tau: time constant, in the unit of ``dt``; infinity gives 1.
+        dt: length of one step, > 0.
+
+    Raises:
+        InputError: tau or dt not positive, or dt > tau under "euler", where the decay would be negative.
+    """
+    if not tau > 0 or not dt > 0:
+        raise InputError(f"decay_from_tau: tau = {tau:g} and dt = {dt:g} must both be positive")
+    if method == "exact":
+        return math.exp(-dt / tau)
+    if dt > tau:
+        raise InputError(f"decay_from_tau: dt = {dt:g} exceeds tau = {tau:g}, so 1 - dt/tau is negative; use a smaller dt or 'exact'")
+    return 1.0 - dt / tau
+
+
+def tau_from_decay(decay: float, dt: float, method: Literal["exact", "euler"] = "exact") -> float:
+    """Inverse of :func:`decay_from_tau`; 1 gives infinity. Raises InputError outside (0, 1] ("exact") or [0, 1] ("euler")."""
+    if not 0.0 <= decay <= 1.0 or (decay == 0.0 and method == "exact"):
+        raise InputError(f"tau_from_decay: decay = {decay:g} has no time constant; it must lie in (0, 1]")
+    if decay == 1.0:
+        return math.inf
+    return -dt / math.log(decay) if method == "exact" else dt / (1.0 - decay)

@@ -1,0 +1,1 @@
+"""Learning rules: one file each, none of them imports another."""

@@ -1,0 +1,57 @@
+"""Target generators: how a label becomes a signal that enters the first layer beside the input.
+
+The context rows, one per class (or one per sample for real-valued targets), meet the input rows in the first layer's neurons
+through synapses of their own; from there on both travel through the same weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikeprop.synapse import Shape, Synapse
+
+
+@dataclass(frozen=True)
+class LearnedProjection:
+    """A projection of the label, drawn from N(0, scale^2) and learned by the first layer's own local loss."""
+
+    scale: float = 1.0
+    learned = True
+
+
+@dataclass(frozen=True)
+class FixedProjection:
+    """A random projection of the label, drawn from N(0, scale^2) once and kept."""
+
+    scale: float = 1.0
+    learned = False
+
+
+class TargetSynapse(Synapse):
+    """The synapses of the context stream. ``weight`` is ``[*features of layer 1, outputs]``."""
+
+    weight: nn.Parameter
+
+    def __init__(
+        self, outputs: int, features: Shape, *, scale: float = 1.0, learned: bool = True, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.outputs, self.features, self.learned = outputs, tuple(features), learned
+        self.weight = nn.Parameter(torch.randn(*features, outputs, generator=generator) * scale, requires_grad=False)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return self.features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Targets ``[R, outputs]`` (one-hot or real) to the drive of layer 1, ``[R, *features]``."""
+        return (x @ self.weight.flatten(0, -2).T).unflatten(1, self.features)
+
+    def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
+        return (error.flatten(1).T @ x).view_as(self.weight)
+
+    def config(self) -> dict[str, Any]:
+        return {"outputs": self.outputs, "features": list(self.features), "learned": self.learned}

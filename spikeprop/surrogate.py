@@ -1,0 +1,89 @@
+"""What the learning signal is attached to: SigProp's option f(U), or the membrane U itself.
+
+Each option maps the pre-reset membrane to the value ``phi`` that the local loss reads, and gives ``dphi/dU``. The spike
+function S is not among them: no rule here differentiates a spike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spikeprop.errors import InputError
+
+
+class LearnOn:
+    """An option for ``SigProp(learn_on=...)``."""
+
+    def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
+        """``(phi, dphi/dU)``, each in the shape of ``membrane``; None stands for a derivative of 1 everywhere."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Membrane(LearnOn):
+    """The membrane itself.
+
+    ``clip=None`` reads raw U: phi = U, no derivative of any kind, the method's own "voltage" option.
+    ``clip=c`` reads the distance to the threshold in units of the threshold, limited to a window:
+    phi = min(max((U - threshold) / threshold, -c), c). Its derivative is a boxcar around the threshold, which is a surrogate
+    in all but name, so "no surrogate" is true of ``clip=None`` only.
+    """
+
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"Membrane: clip = {self.clip} must be above 0, or None for the raw membrane")
+
+    def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.clip is None:
+            return membrane, None
+        distance = membrane / threshold - 1.0
+        inside = (distance.abs() <= self.clip) / threshold
+        return distance.clamp(-self.clip, self.clip), inside.to(membrane.dtype)
+
+
+@dataclass(frozen=True)
+class ATan(LearnOn):
+    """phi = atan(pi (U - threshold) / width) / pi + 1/2, a smooth step of height 1."""
+
+    width: float = 1.0
+
+    def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
+        distance = (membrane - threshold) * (math.pi / self.width)
+        return distance.atan() / math.pi + 0.5, 1.0 / (self.width * (1.0 + distance.square()))
+
+
+@dataclass(frozen=True)
+class Sigmoid(LearnOn):
+    """phi = 1 / (1 + exp(-slope (U - threshold)))."""
+
+    slope: float = 4.0
+
+    def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
+        value = torch.sigmoid((membrane - threshold) * self.slope)
+        return value, self.slope * value * (1.0 - value)
+
+
+@dataclass(frozen=True)
+class FastSigmoid(LearnOn):
+    """phi = x / (1 + |x|) with x = slope (U - threshold) (Zenke and Ganguli 2018)."""
+
+    slope: float = 4.0
+
+    def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
+        distance = (membrane - threshold) * self.slope
+        shrink = 1.0 / (1.0 + distance.abs())
+        return distance * shrink, self.slope * shrink.square()
+
+
+@dataclass(frozen=True)
+class ReLU(LearnOn):
+    """phi = max(0, U): the activity of a rate layer, whose true derivative this is. For :class:`spikeprop.Rate` neurons."""
+
+    def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
+        return membrane.relu(), (membrane > 0).to(membrane.dtype)

@@ -1,0 +1,235 @@
+"""Synapses: linear maps from a layer's input to its neurons' drive, and how an error at the drive changes their weights.
+
+No bias (the neuron has it) and no autograd: ``weight_gradient`` is the closed form of a linear map, and ``adjoint`` its
+transpose, used only inside one layer's own chain of pooling and weights, never from layer to layer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spikeprop.errors import InputError
+
+Shape = tuple[int, ...]
+
+
+class Synapse(nn.Module):
+    """A linear map ``[N, *input_shape] -> [N, *output_shape]``; N is any number of rows (batch, or time times batch)."""
+
+    weight: nn.Parameter | None
+    fan_in: int = 1
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Shape of the drive for one sample. Raises InputError if the input does not fit."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
+        """The transposed map: ``[N, *output_shape] -> [N, *input_shape]``."""
+        raise NotImplementedError
+
+    def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
+        """Sum over rows of the outer products: d(sum(error * forward(x)))/dweight, in the weight's shape."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that rebuild this synapse, without its weights."""
+        raise NotImplementedError
+
+
+def _weight(shape: Shape, gain: float, generator: torch.Generator | None) -> nn.Parameter:
+    fan_in = math.prod(shape[1:])
+    return nn.Parameter(torch.randn(shape, generator=generator) * (gain / math.sqrt(fan_in)), requires_grad=False)
+
+
+class Dense(Synapse):
+    """All to all. ``weight`` is ``[outputs, inputs]``, drawn from N(0, gain^2 / inputs)."""
+
+    weight: nn.Parameter
+
+    def __init__(self, inputs: int, outputs: int, *, gain: float = 1.0, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.fan_in = inputs, outputs, inputs
+        self.weight = _weight((outputs, inputs), gain, generator)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if input_shape != (self.inputs,):
+            raise InputError(f"Dense({self.inputs}, {self.outputs}): the input has shape {input_shape}; put Flatten() before it")
+        return (self.outputs,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+    def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
+        return error @ self.weight
+
+    def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
+        return error.T @ x
+
+    def config(self) -> dict[str, Any]:
+        return {"type": "Dense", "inputs": self.inputs, "outputs": self.outputs}
+
+
+class Conv2d(Synapse):
+    """Cross-correlation over ``[C, H, W]`` as ``torch.nn.Conv2d`` has it. ``weight`` is ``[out, in / groups, k, k]``."""
+
+    weight: nn.Parameter
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        gain: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if channels_in % groups or channels_out % groups:
+            raise InputError(f"Conv2d: groups = {groups} must divide the channels in ({channels_in}) and out ({channels_out})")
+        self.arguments = {
+            "channels_in": channels_in,
+            "channels_out": channels_out,
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "padding": padding,
+            "groups": groups,
+        }
+        self.fan_in = channels_in // groups * kernel_size**2
+        self.how = (stride, padding, 1, groups)
+        self.weight = _weight((channels_out, channels_in // groups, kernel_size, kernel_size), gain, generator)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if len(input_shape) != 3 or input_shape[0] != self.arguments["channels_in"]:
+            raise InputError(f"Conv2d: the input has shape {input_shape}, expected ({self.arguments['channels_in']}, H, W)")
+        size, stride, padding = (self.arguments[key] for key in ("kernel_size", "stride", "padding"))
+        if min(input_shape[1:]) + 2 * padding < size:
+            raise InputError(f"Conv2d: the kernel of {size} is larger than the padded input {input_shape}")
+        height, width = ((extent + 2 * padding - size) // stride + 1 for extent in input_shape[1:])
+        return (self.arguments["channels_out"], height, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, None, *self.how)
+
+    def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
+        return torch.nn.grad.conv2d_input((len(error), *input_shape), self.weight, error, *self.how)
+
+    def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
+        return torch.nn.grad.conv2d_weight(x, self.weight.shape, error, *self.how)
+
+    def config(self) -> dict[str, Any]:
+        return {"type": "Conv2d", **self.arguments}
+
+
+class AvgPool2d(Synapse):
+    """Mean over non-overlapping ``size x size`` windows of ``[C, H, W]``; a remainder at the edge is left out."""
+
+    weight = None
+
+    def __init__(self, size: int = 2) -> None:
+        super().__init__()
+        self.size = size
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if len(input_shape) != 3 or min(input_shape[1:]) < self.size:
+            raise InputError(f"AvgPool2d({self.size}): the input has shape {input_shape}, expected (C, H, W) of at least that size")
+        return (input_shape[0], input_shape[1] // self.size, input_shape[2] // self.size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.size)
+
+    def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
+        spread = error.repeat_interleave(self.size, 2).repeat_interleave(self.size, 3) / self.size**2
+        return F.pad(spread, (0, input_shape[2] - spread.shape[3], 0, input_shape[1] - spread.shape[2]))
+
+    def config(self) -> dict[str, Any]:
+        return {"type": "AvgPool2d", "size": self.size}
+
+
+class Flatten(Synapse):
+    """``[C, H, W] -> [C * H * W]`` in C order."""
+
+    weight = None
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (math.prod(input_shape),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
+        return error.reshape(len(error), *input_shape)
+
+    def config(self) -> dict[str, Any]:
+        return {"type": "Flatten"}
+
+
+class Chain(Synapse):
+    """Synapses in a row that act as one linear map, for example pooling, flattening, then weights; at most one has weights."""
+
+    def __init__(self, *parts: Synapse) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        weighted = [index for index, part in enumerate(parts) if part.weight is not None]
+        if len(weighted) > 1:
+            raise InputError(f"Chain: {len(weighted)} of its parts have weights; give each its own layer")
+        self.weighted = weighted[0] if weighted else None
+        if self.weighted is not None:
+            self.fan_in = parts[self.weighted].fan_in
+
+    @property
+    def weight(self) -> nn.Parameter | None:  # type: ignore[override]
+        return None if self.weighted is None else self.parts[self.weighted].weight  # type: ignore[return-value]
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return self._shapes(input_shape)[-1]
+
+    def _shapes(self, input_shape: Shape) -> list[Shape]:
+        shapes = [input_shape]
+        for part in self.parts:
+            shapes.append(part.output_shape(shapes[-1]))  # type: ignore[operator]
+        return shapes
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+    def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
+        return self._pull_back(error, self._shapes(input_shape), 0)
+
+    def _pull_back(self, error: Tensor, shapes: list[Shape], stop: int) -> Tensor:
+        for index in range(len(self.parts) - 1, stop - 1, -1):
+            error = self.parts[index].adjoint(error, shapes[index])  # type: ignore[operator]
+        return error
+
+    def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
+        assert self.weighted is not None
+        shapes = self._shapes(tuple(x.shape[1:]))
+        for part in self.parts[: self.weighted]:
+            x = part(x)
+        error = self._pull_back(error, shapes, self.weighted + 1)
+        return self.parts[self.weighted].weight_gradient(error, x)  # type: ignore[operator]
+
+    def config(self) -> dict[str, Any]:
+        return {"type": "Chain", "parts": [part.config() for part in self.parts]}  # type: ignore[operator]
+
+
+def synapse_from_config(config: dict[str, Any]) -> Synapse:
+    """Inverse of :meth:`Synapse.config`; the weights wait for the state dictionary."""
+    arguments = dict(config)
+    kind = arguments.pop("type")
+    if kind == "Chain":
+        return Chain(*(synapse_from_config(part) for part in arguments["parts"]))
+    kinds: dict[str, type[Synapse]] = {"Dense": Dense, "Conv2d": Conv2d, "AvgPool2d": AvgPool2d, "Flatten": Flatten}
+    return kinds[kind](**arguments)

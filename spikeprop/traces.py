@@ -1,0 +1,137 @@
+"""Eligibility: how far each synapse is responsible for the membrane its error is attached to.
+
+With the spikes held constant a LIF membrane is a linear filter of its inputs, and dU/dW is that filter of the presynaptic
+activity. Two forms:
+
+* :class:`SharedTrace` runs forward in time, one trace per input and row, shared by all neurons of the layer:
+  c[t] = alpha c[t-1] + x[t], trace[t] = beta trace[t-1] + c[t], dW += error[t]^T trace[t].
+  It holds the amount taken off the membrane by a reset constant. Memory does not depend on time.
+* :class:`WindowTrace` holds only the spike constant. Under reset to zero a spike wipes the neuron's memory, and with it the
+  eligibility of everything before: lambda[t] = error[t] + beta (1 - S[t]) lambda[t+1], dW = sum_t lambda[t]^T x[t]. The scan runs
+  back in time inside one update window, never across windows and never across layers; the window is buffered.
+  It also serves decays that differ between the neurons of a layer, where no trace can be shared.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikeprop.network import Layer, is_constant
+from spikeprop.synapse import Synapse
+
+
+class Source(NamedTuple):
+    """A synapse into a layer and the rows of the layer it drives."""
+
+    synapse: Synapse
+    rows: slice
+
+
+class Eligibility:
+    """Collects, over an update window, what a layer's errors ask of its synapses and of its bias."""
+
+    def __init__(self, layer: Layer, sources: list[Source]) -> None:
+        self.layer, self.sources = layer, sources
+
+    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor) -> None:
+        """Take in k steps: per source ``[k, rows, *input_shape]``; error and spikes ``[k, R, *output_shape]``."""
+        raise NotImplementedError
+
+    def collect(self) -> tuple[list[Tensor], Tensor]:
+        """The gradient of each source's weight, and of the membrane's bias summed over rows, since the last call."""
+        raise NotImplementedError
+
+
+def low_pass(x: Tensor, keep: float, before: Tensor | None) -> Tensor:
+    """y[t] = keep y[t-1] + x[t] along the first axis, from y[-1] = before (None: from rest)."""
+    if keep == 0.0:
+        return x
+    filtered = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for step, present in enumerate(x):
+        if before is None:
+            before = filtered[step].copy_(present)
+        else:
+            before = torch.add(present, before, alpha=keep, out=filtered[step])
+    return filtered
+
+
+class SharedTrace(Eligibility):
+    """The forward trace, shared by all neurons of a layer. Needs one alpha and one beta per layer."""
+
+    def __init__(self, layer: Layer, sources: list[Source]) -> None:
+        super().__init__(layer, sources)
+        self.alpha, self.beta = float(layer.neuron.alpha), float(layer.neuron.beta)
+        self.traces: list[tuple[Tensor, Tensor] | None] = [None] * len(sources)
+        self.bias_trace = torch.zeros((), dtype=torch.float64)
+        self.gradients: list[Tensor | float] = [0.0] * len(sources)
+        self.bias_gradient: Tensor | float = 0.0
+
+    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor) -> None:
+        ones = torch.ones(len(error), dtype=torch.float64)
+        response = low_pass(ones, self.beta, self.bias_trace)
+        self.bias_trace = response[-1].clone()
+        self.bias_gradient = self.bias_gradient + torch.tensordot(response.to(error), error.sum(1), 1)
+        for index, (source, x) in enumerate(zip(self.sources, inputs, strict=True)):
+            if source.synapse.weight is None:
+                continue
+            own = error[:, source.rows]
+            if is_constant(x) and self.traces[index] is None and self.alpha == 0.0:
+                # A constant input leaves rest as x times the filter's step response: one product serves all steps.
+                gradient = source.synapse.weight_gradient(torch.tensordot(response.to(own), own, 1), x[0])
+                self.traces[index] = (x[0], x[0] * float(response[-1]))
+            else:
+                current, trace = self.traces[index] or (None, None)
+                currents = low_pass(x, self.alpha, current)
+                traces = low_pass(currents, self.beta, trace)
+                gradient = source.synapse.weight_gradient(own.flatten(0, 1), traces.flatten(0, 1))
+                self.traces[index] = (currents[-1].clone(), traces[-1].clone())
+            self.gradients[index] = self.gradients[index] + gradient
+
+    def collect(self) -> tuple[list[Tensor], Tensor]:
+        collected = list(self.gradients), self.bias_gradient
+        self.gradients, self.bias_gradient = [0.0] * len(self.sources), 0.0
+        return collected  # type: ignore[return-value]
+
+
+class WindowTrace(Eligibility):
+    """The window's adjoint scan: exact under every reset if ``gated``; otherwise the shared trace's meaning, per neuron."""
+
+    def __init__(self, layer: Layer, sources: list[Source], *, gated: bool) -> None:
+        super().__init__(layer, sources)
+        self.gated = gated and layer.neuron.reset_mechanism == "zero"
+        self.window: list[tuple[list[Tensor], Tensor, Tensor]] = []
+
+    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor) -> None:
+        self.window.append((inputs, error, spikes))
+
+    def collect(self) -> tuple[list[Tensor], Tensor]:
+        inputs = [torch.cat(parts) for parts in zip(*(entry[0] for entry in self.window), strict=True)]
+        error = torch.cat([entry[1] for entry in self.window])
+        spikes = torch.cat([entry[2] for entry in self.window])
+        self.window = []
+        neuron = self.layer.neuron
+        at_membrane = torch.zeros_like(error[0])
+        at_current = torch.zeros_like(error[0])
+        responsible, bias_gradient = torch.empty_like(error), torch.zeros_like(error[0, 0])
+        for step in range(len(error) - 1, -1, -1):
+            kept = neuron.beta * (1.0 - spikes[step]) if self.gated else neuron.beta
+            at_membrane = error[step] + kept * at_membrane
+            at_current = at_membrane + neuron.alpha * at_current
+            responsible[step] = at_current
+            bias_gradient += at_membrane.sum(0)
+        gradients = [
+            0.0 if source.synapse.weight is None else source.synapse.weight_gradient(responsible[:, source.rows].flatten(0, 1), x.flatten(0, 1))
+            for source, x in zip(self.sources, inputs, strict=True)
+        ]
+        return gradients, bias_gradient
+
+
+def eligibility(layer: Layer, sources: list[Source], *, exact: bool) -> Eligibility:
+    """The cheapest form that is right: the shared trace, unless the exact one is asked for or decays differ in the layer."""
+    neuron = layer.neuron
+    if exact or isinstance(neuron.alpha, Tensor) or isinstance(neuron.beta, Tensor):
+        return WindowTrace(layer, sources, gated=exact)
+    return SharedTrace(layer, sources)

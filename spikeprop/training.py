@@ -1,0 +1,277 @@
+"""The training loop: epochs of batches, one sequence each, with progress, validation and checkpoints that survive a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from spikeprop.data import Data
+from spikeprop.encoding import Encoder, default_encoder
+from spikeprop.errors import CheckpointError, InputError
+from spikeprop.evaluation import encode_in_batches, evaluate
+from spikeprop.network import Network
+from spikeprop.rules.base import Rule
+from spikeprop.storage import read_tensors, write_tensors
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass
+class History:
+    """One entry per epoch: loss per layer, training and validation accuracy, dead share and rate per layer, seconds."""
+
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+    def series(self, name: str) -> list[Any]:
+        """One figure over the epochs, for example ``series("validation_accuracy")``."""
+        return [epoch[name] for epoch in self.epochs]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+
+def default_batch_size(samples: int) -> int:
+    """128, or fewer for small data so that an epoch still has some thirty updates."""
+    return max(1, min(128, samples // 32))
+
+
+def fit(
+    network: Network,
+    rule: Rule,
+    data: Data,
+    num_steps: int | None = None,
+    epochs: int = 20,
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+    encoder: Encoder | None = None,
+    schedule: Literal["cosine", "constant"] = "cosine",
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> History:
+    """Train a network in place.
+
+    Args:
+        network: its tensors are changed; a centred network gets the mean of the encoded training inputs first.
+        rule: for example ``SigProp()``.
+        data: needs ``train``; ``validation`` is looked at after every epoch if it is there. ``test`` is never touched.
+        num_steps: time steps per sample, T; may be left out where the data carry time.
+        epochs: passes over the training data.
+        batch_size: samples per sequence of ``rule.learn``; by default 128, fewer for small data (:func:`default_batch_size`).
+        seed: fixes the order of samples, random encoders and what the rule draws.
+        encoder: constant current, or events as they are, by default.
+        schedule: the learning rate falls as half a cosine to zero, or stays.
+        folder: where a checkpoint is written after every epoch (atomically: a kill leaves the last good one).
+        resume: continue from the folder's checkpoint, to the same weights, bit for bit, as if it had not been interrupted.
+        progress: a bar with loss, accuracy, dead share and rate; one line per epoch where the output is not a terminal.
+
+    Raises:
+        InputError: data that do not fit the network.
+        CheckpointError: a checkpoint that is missing, damaged, or of a run with other settings.
+        KeyboardInterrupt: on Ctrl-C, after the batch at hand; the network and the last checkpoint are whole.
+    """
+    inputs, labels = data.train
+    _check(network, data, epochs)
+    batch_size = default_batch_size(len(inputs)) if batch_size is None else batch_size
+    encoder = default_encoder(data.temporal) if encoder is None else encoder
+    num_steps = num_steps or data.num_steps
+    if num_steps is None:
+        raise InputError(f"fit: num_steps is missing: the data set {data.name} has no time axis of its own")
+    batches = math.ceil(len(inputs) / batch_size)
+    settings = {
+        "num_steps": num_steps,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+        "encoder": encoder.config(),
+        "schedule": schedule,
+        "samples": len(inputs),
+    }
+
+    generator = torch.Generator().manual_seed(seed)
+    state = rule.initial_state(network, generator=generator)
+    history = History()
+    path = None if folder is None else Path(folder) / CHECKPOINT
+    if resume:
+        if path is None:
+            raise InputError("fit: resume=True needs the folder that holds the checkpoint")
+        history.epochs = _restore(path, settings, network, rule, state, generator)
+    elif network.centred:
+        _centre_inputs(network, inputs, num_steps, encoder, seed)
+    base_rates = [group.setdefault("initial_lr", group["lr"]) for group in state.optimizer.param_groups]
+
+    with _interruptible() as interrupted:
+        for epoch in range(len(history.epochs), epochs):
+            started, order = time.perf_counter(), torch.randperm(len(inputs), generator=generator)
+            totals = _Totals(network)
+            bar = tqdm(order.split(batch_size), f"epoch {epoch + 1}/{epochs}", disable=None if progress else True, leave=False)
+            for number, rows in enumerate(bar):
+                if schedule == "cosine":
+                    factor = 0.5 * (1.0 + math.cos(math.pi * (epoch * batches + number) / (epochs * batches)))
+                    for group, rate in zip(state.optimizer.param_groups, base_rates, strict=True):
+                        group["lr"] = rate * factor
+                encoded = encoder(inputs[rows], num_steps, generator).to(network.readout.weight)
+                state = rule.begin(state)
+                answer, state = rule.learn(network, state, encoded, labels[rows].to(encoded.device))
+                totals.add(answer, labels[rows], network.regression)
+                if number % 10 == 0:
+                    bar.set_postfix_str(totals.line())
+                if interrupted.is_set():
+                    raise KeyboardInterrupt(f"stopped in epoch {epoch + 1}; {path or 'no checkpoint folder'} holds the epochs before it")
+            entry = {"epoch": epoch + 1, **totals.to_dict(), "seconds": time.perf_counter() - started}
+            if data.validation is not None:
+                found = evaluate(network, data.validation, num_steps, encoder=encoder, seed=seed)
+                entry["validation_accuracy"] = found.accuracy.get("readout")
+                entry["validation_error"] = found.error
+            history.epochs.append(entry)
+            if path is not None:
+                _save(path, settings, network, rule, state, generator, history)
+            if progress:
+                tqdm.write(_describe(entry, epochs))
+    return history
+
+
+def _check(network: Network, data: Data, epochs: int) -> None:
+    if epochs < 1:
+        raise InputError(f"fit: epochs = {epochs} must be at least 1")
+    if tuple(data.input_shape) != network.input_shape:
+        raise InputError(f"fit: {data.name} has inputs of shape {tuple(data.input_shape)}, the network expects {network.input_shape}")
+    if data.num_classes != network.outputs or data.regression != network.regression:
+        kinds = ("classes", "real outputs")
+        raise InputError(
+            f"fit: {data.name} has {data.num_classes} {kinds[data.regression]}, the network {network.outputs} {kinds[network.regression]}"
+        )
+
+
+@torch.inference_mode()
+def _centre_inputs(network: Network, inputs: Tensor, num_steps: int, encoder: Encoder, seed: int) -> None:
+    """Set the network's input mean to the mean of the encoded inputs over samples and time."""
+    total = torch.zeros_like(network.input_mean, dtype=torch.float64)
+    for _, x in encode_in_batches(network, inputs, num_steps, encoder, 1000, seed):
+        total += x.mean(0).sum(0)
+    network.input_mean.copy_(total / len(inputs))
+
+
+class _Totals:
+    """Sums over an epoch, weighted by the number of samples."""
+
+    def __init__(self, network: Network) -> None:
+        self.samples, self.right = 0, 0.0
+        self.loss = torch.zeros(len(network.layers))
+        self.activity = [torch.zeros(layer.output_shape) for layer in network.layers]
+
+    def add(self, answer: Any, labels: Tensor, regression: bool) -> None:
+        batch = len(labels)
+        self.samples += batch
+        self.loss += answer.loss.cpu() * batch
+        for total, part in zip(self.activity, answer.activity, strict=True):
+            total += part.cpu() * batch
+        if regression:
+            self.right += float((answer.outputs.cpu() - labels).square().mean(1).sum())
+        else:
+            self.right += int((answer.outputs.argmax(1).cpu() == labels).sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "loss": (self.loss / self.samples).tolist(),
+            "train_accuracy": self.right / self.samples,
+            "dead": [float((total == 0).float().mean()) for total in self.activity],
+            "rate": [float(total.mean()) / self.samples for total in self.activity],
+        }
+
+    def line(self) -> str:
+        figures = self.to_dict()
+        return (
+            f"loss {sum(figures['loss']) / len(figures['loss']):.3f} accuracy {figures['train_accuracy']:.3f} "
+            f"dead {max(figures['dead']):.1%} rate {max(figures['rate']):.3f}"
+        )
+
+
+def _describe(entry: dict[str, Any], epochs: int) -> str:
+    checked = entry.get("validation_accuracy")
+    return (
+        f"epoch {entry['epoch']}/{epochs}  loss {' '.join(f'{loss:.3f}' for loss in entry['loss'])}  train {entry['train_accuracy']:.4f}"
+        + ("" if checked is None else f"  validation {checked:.4f}")
+        + f"  dead {' '.join(f'{share:.1%}' for share in entry['dead'])}  rate {' '.join(f'{rate:.3f}' for rate in entry['rate'])}"
+        + f"  {entry['seconds']:.1f} s"
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn Ctrl-C into a flag, so that no tensor is left half written. Only the main thread can catch signals."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    previous = signal.signal(signal.SIGINT, lambda *_: flag.set())
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _save(
+    path: Path, settings: dict[str, Any], network: Network, rule: Rule, state: Any, generator: torch.Generator, history: History
+) -> None:
+    optimizer = state.optimizer.state_dict()
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"rule.{name}": tensor for name, tensor in rule.tensors(state).items()}
+    plain: dict[str, dict[str, Any]] = {}
+    for index, moments in optimizer["state"].items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            else:
+                plain.setdefault(str(index), {})[name] = value
+    tensors["generator"] = generator.get_state()
+    header = {
+        "network": network.config(),
+        "settings": settings,
+        "history": history.epochs,
+        "optimizer": {"groups": optimizer["param_groups"], "plain": plain},
+    }
+    write_tensors(path, tensors, header)
+
+
+def _restore(
+    path: Path, settings: dict[str, Any], network: Network, rule: Rule, state: Any, generator: torch.Generator
+) -> list[dict[str, Any]]:
+    """Load a checkpoint into network, rule state and generator; returns the epochs already done."""
+    tensors, header = read_tensors(path)
+    if "settings" not in header:
+        raise CheckpointError(f"{path} is a saved network, not a checkpoint: it has no optimiser state to resume from")
+    changed = {name: (old, settings[name]) for name, old in header["settings"].items() if old != json.loads(json.dumps(settings[name]))}
+    if changed:
+        what = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in changed.items())
+        raise CheckpointError(f"{path} belongs to a run with other settings ({what}); resume with the same ones or start a new run")
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    try:
+        network.load_state_dict(part("network."))
+        moments: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in header["optimizer"]["plain"].items()}
+        for name, tensor in part("optimizer.").items():
+            index, _, key = name.partition(".")
+            moments.setdefault(int(index), {})[key] = tensor
+        state.optimizer.load_state_dict({"state": moments, "param_groups": header["optimizer"]["groups"]})
+        rule.restore(state, part("rule."))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} does not fit this network and rule ({error}); resume with the same ones") from None
+    generator.set_state(tensors["generator"])
+    return list(header["history"])
