@@ -100,7 +100,8 @@ def encode(network: LoihiNetwork, inputs: Any, num_steps: int | None = None) -> 
     if values.shape[1:] == shape and num_steps is not None:
         values = np.broadcast_to(values, (num_steps, *values.shape))
     elif values.shape[2:] != shape or values.ndim != 2 + len(shape):
-        raise InputError(f"inputs have shape {values.shape}, expected [T, B, {shape}], or [B, {shape}] and num_steps")
+        features = ", ".join(map(str, shape))
+        raise InputError(f"inputs have shape {values.shape}, expected [T, B, {features}], or [B, {features}] with num_steps")
     steps, batch = values.shape[:2]
     if not steps or not batch:
         raise InputError(f"inputs have shape {values.shape}: at least one step and one sample are needed")
@@ -130,7 +131,8 @@ def check_messages(network: LoihiNetwork, messages: Any) -> Integers:
         raise InputError(f"messages are {messages.dtype}, expected integers: encode the inputs first")
     if messages.min() < 0 or messages.max() > network.message_limit:
         raise InputError(f"messages reach from {messages.min()} to {messages.max()}, expected 0 to {network.message_limit}")
-    return messages.astype(np.int32, copy=False)
+    checked: Integers = messages.astype(np.int32, copy=False)
+    return checked
 
 
 def simulate(
@@ -177,7 +179,8 @@ def simulate(
 def _transposed(layer: LoihiLayer, message_limit: int) -> NDArray[Any]:
     """Weights ``[inputs, outputs]`` in the smaller floating-point type whose sums of products are exact; both multiply fast."""
     largest = int(np.abs(layer.weight, dtype=np.int64).sum(1).max()) * message_limit
-    return layer.weight.T.astype(np.float32 if largest < EXACT_IN_FLOAT32 else np.float64)
+    exact: Any = np.float32 if largest < EXACT_IN_FLOAT32 else np.float64
+    return np.asarray(layer.weight.T, exact)
 
 
 def _run_block(

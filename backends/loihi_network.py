@@ -61,7 +61,7 @@ class LoihiLayer:
     report: what quantising chose and lost; JSON types only. See :func:`spikeprop.backends.loihi.quantize`.
     """
 
-    weight: NDArray[np.int16]
+    weight: Integers
     du: int | Integers
     dv: int | Integers
     vth: int | Integers
@@ -103,10 +103,17 @@ class LoihiLayer:
         weight = np.asarray(weight)
         if weight.ndim != 2:
             raise InputError(f"weight must be [outputs, inputs], got shape {weight.shape}")
-        bias_mant, bias_exp = (np.broadcast_to(_integers(b), len(weight)).copy() for b in (bias_mant, bias_exp))
-        du, dv, vth = (value if (value := _integers(v)).ndim else int(value) for v in (du, dv, vth))
         return LoihiLayer(
-            _integers(weight).astype(np.int16), du, dv, vth, bias_mant, bias_exp, weight_exp, weight_bits, scale, report or {}
+            weight=_integers(weight),
+            du=_one_or_more(du),
+            dv=_one_or_more(dv),
+            vth=_one_or_more(vth),
+            bias_mant=np.broadcast_to(_integers(bias_mant), len(weight)).copy(),
+            bias_exp=np.broadcast_to(_integers(bias_exp), len(weight)).copy(),
+            weight_exp=weight_exp,
+            weight_bits=weight_bits,
+            scale=scale,
+            report=report or {},
         )
 
 
@@ -115,6 +122,11 @@ def _integers(values: ArrayLike) -> Integers:
     if not np.array_equal(values, np.trunc(values)) or np.abs(values, dtype=np.float64).max(initial=0) >= SUM_LIMIT:
         raise InputError("a register holds whole numbers of at most 32 bits; round first")
     return values.astype(np.int32)
+
+
+def _one_or_more(values: ArrayLike) -> int | Integers:
+    whole = _integers(values)
+    return whole if whole.ndim else int(whole)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,11 +179,13 @@ class LoihiNetwork:
 def check_register(where: str, name: str, value: Any, low: int, high: int, remedy: str) -> None:
     """Raises RangeError unless every element of ``value`` lies in low..high."""
     values = np.asarray(value, np.float64)
-    for wrong, relation, bound in ((values.max(), "exceeds", high), (values.min(), "is below", low)):
-        if not low <= wrong <= high:
-            shown = f"{wrong:.6g}" if abs(wrong) < 1e6 else f"{wrong:.2g}"
-            bits = f"{(high - low).bit_length()}-bit limit" if relation == "exceeds" else "lower limit"
-            raise RangeError(f"{where}: {name} {shown} {relation} Loihi's {bits} {bound}; {remedy}")
+    for extreme, outside, problem in (
+        (values.max(), values.max() > high, f"exceeds Loihi's {(high - low).bit_length()}-bit limit {high}"),
+        (values.min(), values.min() < low, f"is below Loihi's lower limit {low}"),
+    ):
+        if outside:
+            shown = f"{extreme:.6g}" if abs(extreme) < 1e6 else f"{extreme:.2g}"
+            raise RangeError(f"{where}: {name} {shown} {problem}; {remedy}")
 
 
 def check_registers(where: str, layer: LoihiLayer, message_limit: int) -> None:
@@ -180,9 +194,10 @@ def check_registers(where: str, layer: LoihiLayer, message_limit: int) -> None:
         if (shape := np.shape(getattr(layer, name))) not in ((), (layer.outputs,)):
             raise InputError(f"{where}: {name} has shape {shape}, expected one number or ({layer.outputs},)")
     check_register(where, "weight bits", layer.weight_bits, 1, 8, "Loihi has 1 to 8")
-    check_register(where, "weight", layer.weight, *WEIGHT_LIMITS, "rescale the weights")
-    if np.any(layer.weight % weight_step(layer.weight_bits)):
-        step = weight_step(layer.weight_bits)
+    lowest, highest, step = *WEIGHT_LIMITS, weight_step(layer.weight_bits)
+    if (wrong := layer.weight[(layer.weight < lowest) | (layer.weight > highest)]).size:
+        raise RangeError(f"{where}: weight {wrong[0]} lies outside Loihi's {lowest} to {highest}; rescale the weights")
+    if np.any(layer.weight % step):
         raise RangeError(f"{where}: {layer.weight_bits}-bit signed weights are multiples of {step}; round them to that grid")
     check_register(where, "weight exponent", layer.weight_exp, *WEIGHT_EXPONENT_LIMITS, "rescale the layer")
     check_register(where, "current decay du", layer.du, 0, DECAY_LIMIT, "keep alpha between 0 and 4095/4096")

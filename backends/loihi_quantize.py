@@ -81,8 +81,12 @@ def quantize(
     input_range: the lowest and highest current that can be sent (graded inputs).
     num_message_bits: bits of a graded message; by default 8, or as many fewer as the current register demands.
 
-    ``result.report`` says per layer what was chosen and what rounding cost. Raises UnsupportedError for what the chip has not
-    (other layers, neurons, resets), RangeError for a register that cannot hold its value, InputError for NaN and the like.
+    ``result.report`` says per layer what was chosen and what rounding cost. ``weight_error`` is relative (root mean square),
+    ``threshold_error`` relative, ``bias_error`` in thresholds; ``bias_use`` and ``current_use`` are the largest shares of their
+    registers in use, over all possible messages; ``membrane_range`` is where the membrane saturates, in thresholds.
+
+    Raises UnsupportedError for what the chip has not (other layers, neurons, resets), RangeError for a register that cannot
+    hold its value, InputError for NaN and the like.
     """
     if weight_bits not in range(2, 9):
         raise InputError(f"weight_bits = {weight_bits!r}: Loihi has signed weights of 2 to 8 bits")
@@ -183,6 +187,7 @@ def _place(layer: _Layer, weight_bits: int, low: float, message_step: float, mes
             "raise the threshold or make the weights smaller"
         )
     mantissa, bias_exponent = _split_bias(wanted_bias)
+    # Shares are in 0..1; errors are the largest absolute ones, except where they say otherwise.
     report = {
         "scale": scale,
         "weight_bits": weight_bits,
@@ -196,6 +201,7 @@ def _place(layer: _Layer, weight_bits: int, low: float, message_step: float, mes
         "bias_error": _largest((np.left_shift(mantissa, bias_exponent) - wanted_bias) / (vth * 2**ALIGNMENT_SHIFT)),
         "bias_use": _largest(wanted_bias) / (BIAS_MANTISSA_LIMITS[1] << BIAS_EXPONENT_LIMIT),
         "threshold_register": int(vth.max()),
+        "membrane_range": REGISTER_LIMIT / float(vth.max() * 2**ALIGNMENT_SHIFT),
         "worst_case_current": int(largest_sum.max()),
         "worst_case_current_limit": int(sum_limit.min()),
         "current_use": float((largest_sum / sum_limit).max()),

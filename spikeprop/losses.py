@@ -124,7 +124,7 @@ class Hebbian(LocalLoss):
     -<h, t> + decay/2 (|h|^2 + |t|^2) with each partner held constant.
     """
 
-    decay: float = 1.0
+    decay: float = 0.1
 
     def __call__(self, h: Tensor, t: Tensor, labels: Tensor, mean: Tensor | None) -> Gradients:
         h, t = centre(h, mean), centre(t, None)

@@ -111,7 +111,7 @@ def fit(
             raise InputError("fit: resume=True needs the folder that holds the checkpoint")
         history.epochs = _restore(path, settings, network, rule, state, generator)
     elif network.centred:
-        _centre_inputs(network, inputs, num_steps, encoder, seed)
+        centre_inputs(network, inputs, num_steps, encoder, seed)
     base_rates = [group.setdefault("initial_lr", group["lr"]) for group in state.optimizer.param_groups]
 
     with _interruptible() as interrupted:
@@ -158,8 +158,8 @@ def _check(network: Network, data: Data, epochs: int) -> None:
 
 
 @torch.inference_mode()
-def _centre_inputs(network: Network, inputs: Tensor, num_steps: int, encoder: Encoder, seed: int) -> None:
-    """Set the network's input mean to the mean of the encoded inputs over samples and time."""
+def centre_inputs(network: Network, inputs: Tensor, num_steps: int, encoder: Encoder, seed: int) -> None:
+    """Set a centred network's input mean to the mean of the encoded inputs over samples and time, as :func:`fit` does first."""
     total = torch.zeros_like(network.input_mean, dtype=torch.float64)
     for _, x in encode_in_batches(network, inputs, num_steps, encoder, 1000, seed):
         total += x.mean(0).sum(0)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def run(
                 numbers = range(1, len(network.layers) + 1)
                 recorded = [out[f"membranes{number}"] for number in numbers] if membranes else []
                 return LavaRun([out[f"spikes{number}"] for number in numbers], recorded)
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise BackendError(f"Lava ended without a result: {error}{_last_lines(folder)}") from error
 
 

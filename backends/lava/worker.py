@@ -46,11 +46,11 @@ def import_lava() -> None:
             made.__hash__ = object.__hash__
         return made
 
-    dataclasses.dataclass = hashable  # type: ignore[assignment]
+    dataclasses.dataclass = hashable
     try:
         importlib.import_module(VAR_MODEL)
     finally:
-        dataclasses.dataclass = original  # type: ignore[assignment]
+        dataclasses.dataclass = original
 
 
 def shared(shape: tuple[int, ...], dtype: type) -> Any:

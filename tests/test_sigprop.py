@@ -1,0 +1,367 @@
+"""SigProp's update against autograd's gradient of the same layer-local loss, in float64; schedules, streams, no autograd."""
+
+import copy
+import itertools
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import spikeprop as sp
+from spikeprop.errors import InputError, UnsupportedError
+from spikeprop.models import conv, mlp
+
+STEPS, BATCH, CLASSES = 6, 7, 4
+PHI = {
+    sp.ATan(): lambda u, th: torch.atan(torch.pi * (u - th)) / torch.pi + 0.5,
+    sp.Sigmoid(): lambda u, th: torch.sigmoid(4.0 * (u - th)),
+    sp.FastSigmoid(): lambda u, th: 4.0 * (u - th) / (1.0 + (4.0 * (u - th)).abs()),
+    sp.Membrane(): lambda u, th: ((u - th) / th).clamp(-1.0, 1.0),
+    sp.Membrane(clip=None): lambda u, th: u,
+}
+
+
+def cosine_loss(h: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    h, t = h - h.mean(0), t - t.mean(0)
+    return F.cross_entropy(F.normalize(h, dim=1, eps=1e-6) @ F.normalize(t, dim=1, eps=1e-6).T / 0.1, labels)
+
+
+def dot_loss(h: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    h, t = h - h.mean(0), t - t.mean(0)
+    return F.cross_entropy(h @ t.T / h.shape[1] / 0.5, labels)
+
+
+def pairwise_loss(h: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    rows = F.normalize(torch.cat([h - h.mean(0), t - t.mean(0)]), dim=1, eps=1e-6)
+    names = torch.cat([labels, torch.arange(CLASSES)])
+    terms = []
+    for i in range(len(rows)):
+        others = [j for j in range(len(rows)) if j != i]
+        log_likelihood = (rows[others] @ rows[i] / 0.1).log_softmax(0)
+        positives = [k for k, j in enumerate(others) if names[j] == names[i]]
+        if positives:
+            terms.append(-log_likelihood[positives].mean())
+    return torch.stack(terms).mean()
+
+
+def hebbian_loss(h: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    h, t = h - h.mean(0), t - t.mean(0)
+    rows = (0.5 * h.square() - h * t[labels].detach()).mean(1).mean()
+    contexts = [0.5 * t[c].square() - t[c] * h[labels == c].mean(0).detach() for c in range(CLASSES) if (labels == c).any()]
+    return rows + torch.stack(contexts).mean(1).sum() / CLASSES
+
+
+LOSSES = {
+    "cosine": (sp.SimilarityCrossEntropy(0.1), cosine_loss),
+    "dot": (sp.SimilarityCrossEntropy(0.5, "dot"), dot_loss),
+    "pairwise": (sp.Pairwise(0.1), pairwise_loss),
+    "hebbian": (sp.Hebbian(1.0), hebbian_loss),
+}
+
+
+def oracle(network: sp.Network, inputs: Tensor, labels: Tensor, phi, loss, trace: str) -> dict[str, Tensor]:
+    """Gradients of every layer's own loss by autograd through a hand-written neuron, with the spikes held constant."""
+    x = inputs
+    gradients = {}
+    for index, layer in enumerate(network.layers):
+        neuron, synapse = layer.neuron, layer.synapse
+        weight = synapse.weight.detach().clone().requires_grad_()
+        bias = layer.bias.detach().clone().requires_grad_()
+        target = network.target.weight.detach().clone().requires_grad_()
+        mean = network.input_mean if index == 0 else network.layers[index - 1].rate
+
+        def linear(rows: Tensor, synapse=synapse, weight=weight) -> Tensor:
+            for part in synapse.parts if isinstance(synapse, sp.Chain) else [synapse]:
+                if isinstance(part, sp.Dense):
+                    rows = F.linear(rows, weight)
+                elif isinstance(part, sp.Conv2d):
+                    rows = F.conv2d(rows, weight, stride=part.how[0], padding=part.how[1], groups=part.how[3])
+                else:
+                    rows = part(rows)
+            return rows
+
+        offset = bias - linear(mean[None])[0] / (1 - neuron.alpha)
+        current = membrane = 0.0
+        losses, spikes = [], []
+        for step in range(STEPS):
+            drive = linear(x[step])
+            if index == 0:
+                drive = torch.cat([drive, (torch.eye(CLASSES).double() @ target.flatten(0, -2).T).view(-1, *drive.shape[1:])])
+            current = neuron.alpha * current + drive
+            membrane = neuron.beta * membrane + current + offset
+            spike = (membrane > neuron.threshold).double()
+            value = phi(membrane, neuron.threshold).flatten(1)
+            losses.append(loss(value[:BATCH], value[BATCH:], labels))
+            spikes.append(spike)
+            if neuron.reset_mechanism == "zero":
+                membrane = membrane * (1 - spike) if trace == "exact" else membrane - (spike * membrane).detach()
+            elif neuron.reset_mechanism == "subtract":
+                membrane = membrane - spike * neuron.threshold
+        wanted = [weight, bias] + ([target] if index == 0 else [])
+        found = torch.autograd.grad(torch.stack(losses).mean(), wanted)
+        gradients[f"{index}.weight"], gradients[f"{index}.bias"] = found[:2]
+        if index == 0:
+            gradients["target"] = found[2]
+        x = torch.stack(spikes).detach()
+    return gradients
+
+
+def make_network(kind: str, neuron: sp.LIF) -> tuple[sp.Network, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    if kind == "dense":
+        network = mlp((9,), [12, 10], CLASSES, neuron=neuron, gain=1.2, seed=1)
+    else:
+        strided = sp.Conv2d(2, 4, 3, stride=2, padding=1, gain=2.0, generator=generator)
+        grouped = sp.Chain(sp.Conv2d(4, 4, 3, padding=1, groups=2, gain=2.0, generator=generator), sp.AvgPool2d(2))
+        dense = sp.Chain(sp.AvgPool2d(2), sp.Flatten(), sp.Dense(4, 6, gain=4.0, generator=generator))
+        network = sp.Network((2, 9, 9), [(part, copy.deepcopy(neuron)) for part in (strided, grouped, dense)], CLASSES)
+    network = network.double()
+    for layer in network.layers:
+        layer.rate.uniform_(0.0, 0.3, generator=generator)
+        layer.bias.uniform_(0.0, 0.2, generator=generator)
+    network.input_mean.uniform_(0.0, 0.5, generator=generator)
+    inputs = torch.rand(STEPS, BATCH, *network.input_shape, generator=generator, dtype=torch.float64)
+    return network, inputs
+
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 0, 2])  # class 3 has no sample
+descent = partial(torch.optim.SGD, lr=1.0)  # the weight change is minus the gradient
+
+
+def changes(network: sp.Network, rule: sp.SigProp, inputs: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], sp.Network]:
+    trained = copy.deepcopy(network)
+    state = rule.initial_state(trained)
+    _, state = rule.learn(trained, rule.begin(state), inputs, labels)
+    found = {"target": network.target.weight - trained.target.weight}
+    for index, (before, after) in enumerate(zip(network.layers, trained.layers, strict=True)):
+        found[f"{index}.weight"] = before.synapse.weight - after.synapse.weight
+        found[f"{index}.bias"] = before.bias - after.bias
+    return found, trained
+
+
+CASES = [
+    *itertools.product(["dense"], PHI, ["cosine"], ["zero", "subtract", "none"], [0.0, 0.6], ["shared", "exact"]),
+    *itertools.product(["dense"], [sp.ATan(), sp.Membrane(clip=None)], ["dot", "pairwise", "hebbian"], ["zero"], [0.0], ["shared"]),
+    *itertools.product(["conv"], [sp.ATan(), sp.Membrane(), sp.Membrane(clip=None)], ["cosine"], ["zero", "subtract", "none"], [0.0, 0.6], ["shared", "exact"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "learn_on", "loss", "reset", "alpha", "trace"), CASES)
+def test_update_equals_autograd_of_the_local_loss(kind, learn_on, loss, reset, alpha, trace) -> None:
+    network, inputs = make_network(kind, sp.LIF(0.8, 0.7, alpha=alpha, reset_mechanism=reset))
+    ours, theirs = LOSSES[loss]
+    rule = sp.SigProp(learn_on, ours, trace=trace, optimizer=descent, homeostasis=None)
+    network.attach_target(generator=torch.Generator().manual_seed(5))
+    expected = oracle(network, inputs, LABELS, PHI[learn_on], theirs, trace)
+    found, _ = changes(network, rule, inputs, LABELS)
+    for name, gradient in expected.items():
+        # Raw U, centred over the rows, does not see a bias at all: that gradient is zero, and 1e-12 stands for zero.
+        assert gradient.norm() > 1e-6 or (learn_on == sp.Membrane(clip=None) and name.endswith("bias")), name
+        assert (found[name] - gradient).norm() <= 1e-6 * gradient.norm() + 1e-12, name
+
+
+def test_constant_input_takes_the_same_update_as_the_same_input_step_by_step() -> None:
+    network, inputs = make_network("dense", sp.LIF(0.8, 0.7))
+    network.attach_target(generator=torch.Generator().manual_seed(5))
+    rule = sp.SigProp(optimizer=descent, homeostasis=None)
+    constant = inputs[0].expand(STEPS, *inputs[0].shape)
+    one, _ = changes(network, rule, constant, LABELS)
+    other, _ = changes(network, rule, constant.clone(), LABELS)
+    for name in one:
+        assert torch.allclose(one[name], other[name], rtol=1e-9, atol=1e-14)
+
+
+def test_decays_per_neuron_take_the_shared_meaning_through_the_window() -> None:
+    """With all decays equal, the per-neuron form must reproduce the shared trace."""
+    network, inputs = make_network("dense", sp.LIF(0.8, 0.7, alpha=0.4))
+    network.attach_target(generator=torch.Generator().manual_seed(5))
+    spread = copy.deepcopy(network)
+    for layer in spread.layers:
+        layer.neuron = sp.LIF(torch.full_like(layer.rate, 0.8), 0.7, alpha=torch.full_like(layer.rate, 0.4))
+    rule = sp.SigProp(optimizer=descent, homeostasis=None)
+    one, _ = changes(network, rule, inputs, LABELS)
+    other, _ = changes(spread, rule, inputs, LABELS)
+    for name in one:
+        assert torch.allclose(one[name], other[name], rtol=1e-9, atol=1e-14)
+
+
+def weights(network: sp.Network) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("update_every", [1, 3, 6])
+@pytest.mark.parametrize("trace", ["shared", "exact"])
+@pytest.mark.parametrize("labels_per_step", [False, True])
+def test_a_stream_learns_what_the_whole_sequence_learns(update_every: int, trace: str, labels_per_step: bool) -> None:
+    network, inputs = make_network("dense", sp.LIF(0.8, 0.7, alpha=0.3))
+    labels = torch.stack([(LABELS + step) % CLASSES for step in range(STEPS)]) if labels_per_step else LABELS
+    rule = sp.SigProp(trace=trace, update_every=update_every, optimizer=partial(torch.optim.Adam, lr=1e-2))
+    whole, stream = copy.deepcopy(network), copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(0)
+    state = rule.initial_state(whole, generator=generator)
+    for _ in range(2):  # two sequences, so that what is carried from one to the next counts too
+        answer, state = rule.learn(whole, rule.begin(state), inputs, labels)
+    generator = torch.Generator().manual_seed(0)
+    state = rule.initial_state(stream, generator=generator)
+    for _ in range(2):
+        state = rule.begin(state)
+        for step in range(STEPS):
+            answer_now, state = rule.learn(stream, state, inputs[step : step + 1], labels[step : step + 1] if labels_per_step else labels)
+    start = weights(network)
+    for name, tensor in weights(whole).items():
+        assert torch.allclose(tensor, weights(stream)[name], rtol=1e-9, atol=1e-11), name
+        assert name in ("input_mean", "target.weight") or not torch.equal(tensor, start[name]), name
+    assert torch.allclose(answer.outputs, answer_now.outputs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.fixture
+def no_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("autograd was used")
+
+    monkeypatch.setattr(torch.Tensor, "backward", refuse)
+    monkeypatch.setattr(torch.autograd, "backward", refuse)
+    monkeypatch.setattr(torch.autograd, "grad", refuse)
+
+
+@pytest.mark.parametrize("learn_on", [sp.Membrane(), sp.Membrane(clip=None), sp.ATan()])
+@pytest.mark.parametrize("model", ["mlp", "conv"])
+def test_trains_without_autograd_and_leaves_ordinary_tensors(no_autograd, learn_on, model) -> None:
+    data = sp.data.load("digits")
+    network = mlp((1, 8, 8), [32], 10) if model == "mlp" else conv((1, 8, 8), [4], 10, hidden=[16])
+    before = weights(copy.deepcopy(network))
+    sp.fit(network, sp.SigProp(learn_on), data, num_steps=4, epochs=1, progress=False)
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        assert not tensor.requires_grad, name
+        assert tensor.grad_fn is None, name
+        assert not tensor.is_inference(), name
+        assert name == "target.weight" or not torch.equal(tensor, before[name]), name
+
+
+def test_sigprop_then_autograd_then_sigprop() -> None:
+    network, inputs = make_network("dense", sp.LIF(0.8, 0.7))
+    rule = sp.SigProp()
+    state = rule.initial_state(network)
+    answer, state = rule.learn(network, rule.begin(state), inputs, LABELS)
+    assert not answer.outputs.is_inference()
+    assert not any(part.is_inference() for neurons in state.neurons for part in neurons)
+
+    for parameter in network.parameters():
+        parameter.requires_grad_()
+    optimizer = torch.optim.Adam(network.parameters())
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    membranes = torch.stack([activity.membrane.square().mean() for activity in network.advance(network.initial_state(BATCH), inputs)[0]])
+    (membranes.sum() + answer.outputs.sum() * network.readout.bias.sum()).backward()
+    assert network.layers[0].synapse.weight.grad.abs().sum() > 0
+    optimizer.step()
+    state.optimizer.step()  # the rule's own optimiser works outside inference mode too
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+
+    before = network.layers[0].synapse.weight.clone()
+    rule.learn(network, rule.begin(state), inputs, LABELS)
+    assert not torch.equal(before, network.layers[0].synapse.weight)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        partial(torch.optim.AdamW, lr=1e-3),
+        partial(torch.optim.RMSprop, lr=1e-3),
+        partial(torch.optim.Adagrad, lr=1e-2),
+        partial(torch.optim.Adam, lr=1e-3, fused=True),
+    ],
+)
+def test_takes_any_optimizer_that_reads_gradients(optimizer) -> None:
+    network, inputs = make_network("dense", sp.LIF(0.8, 0.7))
+    rule = sp.SigProp(optimizer=optimizer, homeostasis=None)
+    state = rule.initial_state(network)
+    losses = []
+    for _ in range(40):
+        answer, state = rule.learn(network, rule.begin(state), inputs, LABELS)
+        losses.append(float(answer.loss.sum()))
+    assert min(losses[-5:]) < 0.9 * losses[0]
+
+
+def test_collapse_does_not_happen() -> None:
+    """Without negatives everything collapses to one point; class responses must end further apart than they began."""
+    from spikeprop.prediction import class_responses, directions
+
+    data = sp.data.load("digits")
+    network = mlp(data.input_shape, [64, 64], 10)
+    sp.fit(network, sp.SigProp(), data, num_steps=8, epochs=3, progress=False)
+    responses = class_responses(network, 8)
+    unit = directions(network, responses, responses)[1]
+    similarity = unit @ unit.T - torch.eye(10)
+    assert similarity.max() < 0.7
+
+
+def test_the_target_synapses_learn_unless_fixed() -> None:
+    network, inputs = make_network("dense", sp.LIF(0.8, 0.7))
+    for target, moves in ((sp.LearnedProjection(), True), (sp.FixedProjection(), False)):
+        trained = copy.deepcopy(network)
+        rule = sp.SigProp(target=target)
+        state = rule.initial_state(trained, generator=torch.Generator().manual_seed(0))
+        before = trained.target.weight.clone()
+        rule.learn(trained, rule.begin(state), inputs, LABELS)
+        assert torch.equal(before, trained.target.weight) != moves
+
+
+@pytest.mark.parametrize(
+    ("neuron", "learn_on"), [(sp.Rate(), sp.ReLU()), (sp.Binary(0.5), sp.ATan()), (sp.Binary(0.5), sp.Membrane(clip=2.0))]
+)
+def test_one_rule_for_continuous_and_binary_layers(neuron, learn_on) -> None:
+    data = sp.data.load("digits")
+    network = mlp(data.input_shape, [128, 128], 10, neuron=neuron)
+    sp.fit(network, sp.SigProp(learn_on), data, num_steps=1, epochs=10, progress=False)
+    assert sp.evaluate(network, data.test, 1).accuracy["readout"] > 0.92
+
+
+@pytest.mark.parametrize(
+    ("loss", "floor"), [(sp.Pairwise(), 0.93), (sp.SimilarityCrossEntropy(0.1, "dot"), 0.88), (sp.Hebbian(), 0.8)]
+)
+def test_the_other_losses_learn(loss, floor) -> None:
+    data = sp.data.load("digits")
+    network = mlp(data.input_shape, [64, 64], 10)
+    sp.fit(network, sp.SigProp(loss=loss), data, num_steps=8, epochs=6, progress=False)
+    assert sp.evaluate(network, data.test, 8).accuracy["readout"] > floor
+
+
+def test_regression_by_the_delta_rule_readout() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(600, 6, generator=generator)
+    targets = torch.stack([inputs[:, :3].sum(1) - 1.5, inputs[:, 0] * inputs[:, 5]], 1)
+    data = sp.data.from_arrays(train=(inputs[:500], targets[:500]), test=(inputs[500:], targets[500:]))
+    network = mlp((6,), [64, 64], 2, regression=True)
+    sp.fit(network, sp.SigProp(), data, num_steps=8, epochs=25, progress=False)
+    found = sp.evaluate(network, data.test, 8)
+    assert found.accuracy == {}
+    assert found.error < 0.25 * float(targets[500:].var(0).mean())
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [
+        (lambda n, x: sp.SigProp(loss=sp.Pairwise()).learn(n, sp.SigProp().initial_state(n), x[:, :1], LABELS[:1]), InputError, "batch of 1 has no pairs"),
+        (lambda n, x: sp.SigProp(optimizer=torch.optim.LBFGS).initial_state(n), UnsupportedError, "LBFGS calls the loss again"),
+        (lambda n, x: sp.SigProp(update_every=0).initial_state(n), InputError, "update_every = 0 must be at least 1"),
+        (lambda n, x: sp.SigProp().learn(n, sp.SigProp().initial_state(n), x, LABELS + 2), InputError, r"label 4 lies outside 0..3"),
+        (lambda n, x: sp.SigProp().learn(n, sp.SigProp().initial_state(n), x, LABELS - 1), InputError, r"label -1 lies outside 0..3"),
+        (lambda n, x: sp.SigProp().learn(n, sp.SigProp().initial_state(n), x, LABELS[:3]), InputError, r"labels have shape \(3,\), expected \[B\] = \(7,\)"),
+        (lambda n, x: sp.SigProp().learn(n, sp.SigProp().initial_state(n), x, LABELS.double()), InputError, "built for integer classes"),
+        (lambda n, x: sp.SigProp().learn(n, sp.SigProp().initial_state(n), x * torch.nan, LABELS), InputError, "NaN or infinite"),
+        (lambda n, x: sp.SigProp().learn(n, sp.SigProp().initial_state(n), x[0], LABELS), InputError, "time axis comes first"),
+        (lambda n, x: n.run(x[..., :5]), InputError, r"shape \(6, 7, 5\), the network expects \[T, B, 9\]"),
+        (lambda n, x: n.run(x[:0]), InputError, "no time step or no sample"),
+        (lambda n, x: n.run(x.long()), InputError, "convert it with inputs.float()"),
+        (lambda n, x: sp.Homeostasis(lowest=0.3, highest=0.2), InputError, "must satisfy 0 < lowest < highest < 1"),
+        (lambda n, x: sp.Membrane(clip=0.0), InputError, "clip = 0.0 must be above 0"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(act, error, message) -> None:
+    network, inputs = make_network("dense", sp.LIF(0.8, 0.7))
+    with pytest.raises(error, match=message):
+        act(network, inputs)
