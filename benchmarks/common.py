@@ -20,12 +20,6 @@ from spikeprop.storage import write_text
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
-LEARN_ON = {
-    "sigprop-surrogate": sp.ATan(),
-    "sigprop-membrane": sp.Membrane(),
-    "sigprop-raw-membrane": sp.Membrane(clip=None),
-}
-
 
 def versions() -> dict[str, str]:
     return {

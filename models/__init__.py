@@ -20,7 +20,7 @@ def mlp(
     outputs: int,
     *,
     neuron: Neuron | None = None,
-    gain: float = 0.5,
+    gain: float = 2.0,
     centred: bool = True,
     regression: bool = False,
     seed: int = 0,
@@ -32,9 +32,9 @@ def mlp(
         hidden: neurons per layer, for example ``[256, 256]``.
         outputs: number of classes, or of real outputs with ``regression=True``.
         neuron: the neurons of every layer (a copy each); ``LIF()`` by default.
-        gain: weights are drawn from N(0, gain^2 / fan-in), the first layer's doubled since centred pictures carry less power.
-            At 0.5 a LIF neuron with beta = 0.9 sums about six steps of drive, reaches its threshold within them and spikes from
-            the start.
+        gain: weights are drawn from N(0, gain^2 / fan-in). At 2, layers of LIF neurons with beta = 0.9 and threshold 1 that receive
+            a rate of about 0.12 spikes per step send one, so that activity neither dies out nor saturates with depth and neurons
+            spike from the start (tests/test_network.py measures it); a larger threshold or a faster decay wants a larger gain.
         centred: see :class:`spikeprop.Network`.
         seed: fixes every weight.
 
@@ -48,7 +48,7 @@ def mlp(
     widths = [math.prod(input_shape), *hidden]
     layers: list[tuple[Synapse, Neuron]] = []
     for index, (inputs, width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-        synapse: Synapse = Dense(inputs, width, gain=gain * (2.0 if index == 0 else 1.0), generator=generator)
+        synapse: Synapse = Dense(inputs, width, gain=gain, generator=generator)
         if index == 0 and len(input_shape) > 1:
             synapse = Chain(Flatten(), synapse)
         layers.append((synapse, copy.deepcopy(neuron)))
@@ -64,7 +64,7 @@ def conv(
     pool: int = 2,
     hidden: Sequence[int] = (128,),
     neuron: Neuron | None = None,
-    gain: float = 1.5,
+    gain: float = 2.0,
     centred: bool = True,
     seed: int = 0,
 ) -> Network:
@@ -88,7 +88,8 @@ def conv(
     layers: list[tuple[Synapse, Neuron]] = []
     shape = tuple(input_shape)
     for index, (before, after) in enumerate(zip([shape[0], *channels[:-1]], channels, strict=True)):
-        synapse: Synapse = Conv2d(before, after, kernel_size, padding=kernel_size // 2, gain=gain, generator=generator)
+        pooled = pool if index > 0 else 1  # a mean over pool^2 spikes has 1/pool of their standard deviation
+        synapse: Synapse = Conv2d(before, after, kernel_size, padding=kernel_size // 2, gain=gain * pooled, generator=generator)
         if index > 0:
             synapse = Chain(AvgPool2d(pool), synapse)
         layers.append((synapse, copy.deepcopy(neuron)))
@@ -97,7 +98,7 @@ def conv(
         before = [AvgPool2d(pool), Flatten()] if index == 0 else []
         for part in before:
             shape = part.output_shape(shape)
-        dense = Dense(shape[0], width, gain=gain, generator=generator)
+        dense = Dense(shape[0], width, gain=gain * (pool if index == 0 else 1), generator=generator)
         layers.append((Chain(*before, dense) if before else dense, copy.deepcopy(neuron)))
         shape = (width,)
     return Network(input_shape, layers, outputs, centred=centred)

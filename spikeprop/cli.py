@@ -1,7 +1,7 @@
 """The command ``spikeprop``: train, evaluate, diagnose, export, simulate, demo.
 
-Each subcommand is one function from its arguments to an :class:`Outcome`: a text for people and, under ``--json``, one JSON object
-as the last line of standard output. Everything else, progress above all, goes to standard error.
+Each subcommand is one function from its arguments to an :class:`Outcome`: a text for people or, under ``--json``, one line with
+a JSON object on standard output. Everything else, progress above all, goes to standard error.
 """
 
 from __future__ import annotations
@@ -9,27 +9,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
-
-import torch
+from typing import Any, NamedTuple
 
 import spikeprop
 from spikeprop import demo as demonstration
 from spikeprop import runs
 from spikeprop.backends import loihi, parity
 from spikeprop.data import Data, Split
-from spikeprop.data_files import READERS
-from spikeprop.encoding import ENCODERS, default_encoder, from_config
+from spikeprop.encoding import Encoder, default_encoder, from_config
 from spikeprop.errors import CheckpointError, InputError, SpikepropError
 from spikeprop.evaluation import Health, dead_neurons, evaluate
 from spikeprop.losses import SimilarityCrossEntropy
 from spikeprop.neuron import LIF
+from spikeprop.options import DEFAULT_STEPS, DEFAULTS, parser
 from spikeprop.rules.sigprop import SigProp
 from spikeprop.storage import save_network
 from spikeprop.surrogate import ATan, LearnOn, Membrane
@@ -40,24 +37,6 @@ RULES: dict[str, LearnOn] = {
     "sigprop-membrane": Membrane(),
     "sigprop-raw-membrane": Membrane(clip=None),
 }
-DEFAULTS: dict[str, Any] = {  # None: from the data. The others equal the library's own, which a test holds
-    "data": "digits",
-    "data_root": None,
-    "full_train": False,
-    "encoder": None,
-    "num_steps": None,
-    "model": "mlp:256,256",
-    "beta": 0.9,
-    "threshold": 1.0,
-    "rule": "sigprop-membrane",
-    "learning_rate": 4e-3,
-    "temperature": 0.1,
-    "update_every": None,
-    "epochs": 20,
-    "batch_size": None,
-    "seed": 0,
-}
-DEFAULT_STEPS = 8  # T for data without a time axis
 
 
 class Outcome(NamedTuple):
@@ -72,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0; 2 after one line about bad input; 130 after Ctrl-C; other errors keep their traceback."""
     args = argparse.Namespace(json=False)
     try:
-        args = _parser().parse_args(argv)
+        args = parser(COMMANDS, RULES).parse_args(argv)
         with contextlib.redirect_stdout(sys.stderr):  # so that nothing but the outcome reaches standard output
             outcome: Outcome = args.command(args)
     except SpikepropError as error:
@@ -103,9 +82,8 @@ def train(args: argparse.Namespace) -> Outcome:
         runs.clear(out)
         runs.write_json(out / runs.CONFIG, config)
     before = runs.peak_memory_mib()
-    history = fit(
-        network, rule, data, epochs=config["epochs"], batch_size=config["batch_size"], folder=out, resume=args.resume, **settings
-    )
+    limits = {"epochs": config["epochs"], "batch_size": config["batch_size"]}
+    history = fit(network, rule, data, folder=out, resume=args.resume, **limits, **settings)
     peak = runs.peak_memory_mib()
 
     test = _split(data, "test")
@@ -127,7 +105,8 @@ def train(args: argparse.Namespace) -> Outcome:
     save_network(network, out / runs.NETWORK)
     runs.write_json(out / runs.RESULT, {**result, **more})  # last: a run that has it is whole
     text = (
-        f"test {found}\n{health}\n{result['seconds']:.1f} s of training, peak memory {peak:.0f} MiB ({before:.0f} MiB before training)\n"
+        f"test {found}\n{health}\n"
+        f"{result['seconds']:.1f} s of training, peak memory {peak:.0f} MiB ({before:.0f} MiB before training)\n"
         f"the run is in {out}; look closer with: spikeprop diagnose {_quoted(out)}"
     )
     return Outcome(text, result)
@@ -167,7 +146,7 @@ def export(args: argparse.Namespace) -> Outcome:
             f"weights off by {layer['weight_error']:.2%} (rms), threshold by {layer['threshold_error']:.3%}, "
             f"bias by {layer['bias_error']:.3%} of the threshold"
         )
-    data = {"run": str(args.run), "to": args.to, "path": str(args.output), "weight_bits": args.weight_bits, "report": chip.report}
+    data = {"run": str(args.run), "to": args.to, "path": str(args.output), "report": chip.report}
     return Outcome("\n".join(lines), data)
 
 
@@ -186,9 +165,10 @@ def simulate(args: argparse.Namespace) -> Outcome:
     if args.against != "none":
         layers = [dict(layer) for layer in parity.compare(reference, spikes[args.against])]
         differing = sum(layer["differing"] for layer in layers)
-    lines = [f"the first {len(labels)} test samples, T = {run.config['num_steps']}, engine {args.engine}, against {args.against}"]
+    lines = [f"the first {len(labels)} test samples, T = {run.config['num_steps']}: {args.engine} against {args.against}"]
     for number, layer in enumerate(layers, 1):
-        lines.append(f"layer {number}: {layer['spikes']} spikes" + ("" if differing is None else f", {layer['differing']} differ"))
+        compared = "" if differing is None else f", {layer['differing']} differ"
+        lines.append(f"layer {number}: {layer['spikes']} spikes{compared}")
     lines.append("accuracy " + "  ".join(f"{engine} {share:.4f}" for engine, share in accuracy.items()))
     return Outcome(
         "\n".join(lines), {"samples": len(labels), "layers": layers, "differing_spikes": differing, "accuracy": accuracy}
@@ -199,6 +179,16 @@ def demo(args: argparse.Namespace) -> Outcome:
     """The whole job on scikit-learn's digits."""
     shown = demonstration.run(args.out, epochs=args.epochs, samples=args.samples, picture=args.picture)
     return Outcome(shown.text, shown.summary, shown.status)
+
+
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate_run,
+    "diagnose": diagnose,
+    "export": export,
+    "simulate": simulate,
+    "demo": demo,
+}
 
 
 # --- What they share ---------------------------------------------------------------------------------------------------------
@@ -220,7 +210,7 @@ def _configure(args: argparse.Namespace) -> tuple[dict[str, Any], Data]:
         for name, value in given.items():
             if name != "data_root" and value != config.get(name):
                 option = "--" + name.replace("_", "-")
-                raise InputError(f"{option} {value} differs from the {config.get(name)} that {args.out} was started with; leave it out")
+                raise InputError(f"{option} {value}: {args.out} was started with {config.get(name)}; leave the option out")
         return config, runs.load_data(config, args.data_root)
     if not args.overwrite:
         runs.refuse_loss(args.out)
@@ -240,15 +230,16 @@ def _configure(args: argparse.Namespace) -> tuple[dict[str, Any], Data]:
 def _rule(config: dict[str, Any]) -> SigProp:
     if config["rule"] not in RULES:
         raise InputError(f"unknown rule {config['rule']!r}; known: {', '.join(RULES)}")
+    optimizer: Any = SigProp().optimizer
     return SigProp(
         learn_on=RULES[config["rule"]],
         loss=SimilarityCrossEntropy(temperature=config["temperature"]),
         update_every=config["update_every"],
-        optimizer=partial(torch.optim.Adam, lr=config["learning_rate"]),
+        optimizer=partial(optimizer, lr=config["learning_rate"]),
     )
 
 
-def _encoder(text: str) -> spikeprop.encoding.Encoder:
+def _encoder(text: str) -> Encoder:
     """An encoder from ``poisson`` or ``poisson:rate=0.5``."""
     name, _, settings = text.partition(":")
     try:
@@ -270,14 +261,18 @@ def _split(data: Data, name: str) -> Split:
 def advise(health: Health) -> str:
     """What to do about the neurons, in one line."""
     for number, layer in enumerate(health.layers, 1):
+        found = ""
         if layer.dead > 0.01:
-            far = "" if layer.deficit is None else f"; the typical dead one stays {-layer.deficit:.2g} below its threshold"
-            return f"advice: layer {number} has {layer.dead:.1%} dead neurons{far}: lower --threshold, raise --beta, or train longer"
-        if layer.saturated > 0.01:
-            return f"advice: layer {number} has {layer.saturated:.1%} saturated neurons: raise --threshold or lower --beta"
-        if layer.nearly_dead > 0.1:
-            return f"advice: in layer {number} {layer.nearly_dead:.1%} of the neurons hardly spike: it could be narrower, or --threshold lower"
-    return "advice: none needed, every layer is alive and none is saturated"
+            assert layer.deficit is not None
+            far = f"the typical one stays {-layer.deficit:.2g} below its threshold"
+            found = f"{layer.dead:.1%} of the neurons are dead ({far}): lower --threshold, raise --beta, or train longer"
+        elif layer.saturated > 0.01:
+            found = f"{layer.saturated:.1%} of the neurons are saturated: raise --threshold or lower --beta"
+        elif layer.nearly_dead > 0.1:
+            found = f"{layer.nearly_dead:.1%} of the neurons hardly spike: make it narrower or lower --threshold"
+        if found:
+            return f"advice: in layer {number}, {found}"
+    return "advice: none needed, nearly every neuron lives and none is stuck"
 
 
 def _describe_inputs(report: dict[str, Any]) -> str:
@@ -293,151 +288,12 @@ def _after_interrupt(args: argparse.Namespace) -> str:
         return "interrupted"
     if not (out / CHECKPOINT).exists():
         return "interrupted before the first epoch was finished: nothing to resume, run the same command again"
-    return f"interrupted; {out / CHECKPOINT} holds the finished epochs, go on with: spikeprop train --resume --out {_quoted(out)}"
+    go_on = f"spikeprop train --resume --out {_quoted(out)}"
+    return f"interrupted; {out / CHECKPOINT} holds the finished epochs, go on with: {go_on}"
 
 
 def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
-
-
-# --- Options -----------------------------------------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that reports a mistake as every other bad input: one line, exit status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="spikeprop",
-        description="Train spiking neural networks without a backward pass, look inside them, and run them on Loihi's integers.",
-        epilog="Start with: spikeprop demo        Help on a command: spikeprop train --help",
-    )
-    parser.add_argument("--version", action="version", version=f"spikeprop {spikeprop.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-
-    def command(name: str, run: Callable[[argparse.Namespace], Outcome], summary: str, *examples: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            epilog="examples:\n" + "\n".join(f"  spikeprop {name} {example}".rstrip() for example in examples),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        made.add_argument("--json", action="store_true", help="print the result as one JSON object, the last line of the output")
-        made.set_defaults(command=run)
-        return made
-
-    _train_options(
-        command(
-            "train",
-            train,
-            "train a network, forward only, and keep everything in a run folder",
-            "--data digits --epochs 20 --out runs/digits",
-            "--data mnist --data-root ~/data --model mlp:512,512 --rule sigprop-surrogate --epochs 6 --out runs/mnist",
-            "--resume --out runs/mnist",
-        )
-    )
-
-    def on_run(made: argparse.ArgumentParser, *, split: bool) -> argparse.ArgumentParser:
-        made.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run (the --out of spikeprop train)")
-        made.add_argument("--data-root", metavar="FOLDER", help="where the data files are, if they have moved since training")
-        if split:
-            splits = ("train", "validation", "test")
-            made.add_argument("--split", choices=splits, default="test", help="part of the data (default: test)")
-        return made
-
-    summary = "measure a run's accuracy by every prediction option"
-    on_run(command("evaluate", evaluate_run, summary, "runs/digits", "runs/digits --split validation --json"), split=True)
-    summary = "show which neurons never spike, hardly spike or always spike, layer by layer"
-    on_run(command("diagnose", diagnose, summary, "runs/digits", "runs/digits --split train"), split=True)
-
-    made = command(
-        "export", export, "write a run's network in a chip's own numbers", "runs/digits --to loihi -o digits-loihi.npz"
-    )
-    made.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run (the --out of spikeprop train)")
-    made.add_argument("--to", choices=("loihi",), required=True, help="the target: Loihi's fixed point, as an .npz of integers")
-    made.add_argument("-o", "--output", type=Path, required=True, metavar="PATH", help="the file to write")
-    _weight_bits(made)
-
-    made = on_run(
-        command(
-            "simulate",
-            simulate,
-            "run the network by one engine and count, layer by layer, the spikes that differ from another",
-            "runs/digits --engine integer --against lava --samples 100",
-            "runs/digits --engine float --against integer --samples 1000    # what quantising changed",
-        ),
-        split=False,
-    )
-    engines = "float: as trained; integer: Loihi's arithmetic; lava: Intel's Lava, fixed point"
-    made.add_argument("--engine", choices=runs.ENGINES, default="integer", help=f"{engines} (default: integer)")
-    made.add_argument("--against", choices=(*runs.ENGINES, "none"), default="float", help="what to compare with (default: float)")
-    made.add_argument("--samples", type=_count, default=100, metavar="N", help="the first N of the test split (default: 100)")
-    made.add_argument("--timeout", type=_positive, default=600.0, metavar="SECONDS", help="end Lava after this time (default: 600)")
-    _weight_bits(made)
-
-    made = command("demo", demo, "do the whole job on scikit-learn's digits and write a report", "", "--out runs/demo --json")
-    made.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="for report and runs (default: runs/demo)")
-    made.add_argument("--epochs", type=_count, default=20, metavar="N", help="passes over the training data (default: 20)")
-    made.add_argument("--samples", type=_count, default=100, metavar="N", help="test samples to run in Lava (default: 100)")
-    made.add_argument("--picture", type=Path, metavar="PATH", help="also write the main figures as one PNG")
-    return parser
-
-
-def _weight_bits(made: argparse.ArgumentParser) -> None:
-    bits = range(2, 9)
-    made.add_argument("--weight-bits", type=int, choices=bits, default=8, metavar="N", help="2 to 8, with the sign (default: 8)")
-
-
-def _train_options(made: argparse.ArgumentParser) -> None:
-    def option(flag: str, text: str, **how: Any) -> None:
-        default = DEFAULTS[flag[2:].replace("-", "_")]
-        made.add_argument(flag, help=text + ("" if default is None or default is False else f" (default: {default})"), **how)
-
-    option("--data", f"the data set: {', '.join(READERS)}", metavar="NAME")
-    option("--data-root", "where its files are (or the environment variable SPIKEPROP_DATA); digits need none", metavar="FOLDER")
-    option("--full-train", "train on the validation part, too", action="store_const", const=True)
-    option("--model", "mlp:256,256 (neurons per layer) or conv:20,40-128 (channels, then dense)", metavar="MODEL")
-    option("--beta", "share of the membrane that a neuron keeps per step, 0 to 1", type=float, metavar="X")
-    option("--threshold", "membrane above which a neuron spikes", type=_positive, metavar="X")
-    option("--rule", f"how to learn: {', '.join(RULES)}", metavar="NAME")
-    option("--encoder", f"{', '.join(ENCODERS)}, or with settings poisson:rate=0.5 (default: from the data)", metavar="NAME")
-    option("--num-steps", f"time steps per sample, T (default: the data's own, or {DEFAULT_STEPS})", type=_count, metavar="T")
-    option("--epochs", "passes over the training data", type=_count, metavar="N")
-    option("--batch-size", "samples per update (default: 128, fewer for small data)", type=_count, metavar="N")
-    option("--learning-rate", "of the Adam optimiser, at the start", type=_positive, metavar="X")
-    option("--temperature", "of the local loss: smaller is sharper", type=_positive, metavar="X")
-    option("--update-every", "time steps between weight updates (default: once per sequence)", type=_count, metavar="K")
-    option("--seed", "fixes weights, order and random encoders", type=_seed, metavar="N")
-    made.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder (default: runs/DATA-RULE)")
-    made.add_argument("--resume", action="store_true", help="continue the run in --out after its last whole epoch")
-    made.add_argument("--overwrite", action="store_true", help="replace the run in --out")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class SimilarityCrossEntropy(LocalLoss):
     would erase it); the similarity is the cosine, or the plain dot product divided by n.
     """
 
-    temperature: float = 0.1
+    temperature: float = 0.07
     similarity: Literal["cosine", "dot"] = "cosine"
 
     def __call__(self, h: Tensor, t: Tensor, labels: Tensor, mean: Tensor | None) -> Gradients:

@@ -129,7 +129,9 @@ def refuse_loss(path: Path) -> None:
     found = [name for name in (RESULT, NETWORK, HISTORY, CHECKPOINT) if (path / name).exists()]
     if found:
         kind = "a finished run" if RESULT in found else f"an unfinished run ({found[-1]})"
-        raise InputError(f"{path} holds {kind}; choose another --out, continue it with --resume, or replace it with --overwrite")
+        raise InputError(
+            f"{path} holds {kind}; choose another --out, continue it with --resume, or replace it with --overwrite"
+        )
     if (path / CONFIG).exists():  # ours, from a run that ended before its first epoch, or somebody else's
         read_config(path)
 

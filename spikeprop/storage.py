@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -76,9 +75,13 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); take an older copy or train again") from None
     if "spikeprop" not in metadata:
         raise CheckpointError(f"{path} is a safetensors file that spikeprop did not write; build the network and load its tensors by hand")
-    header = json.loads(metadata["spikeprop"])
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {header.get('format')}, this version reads {FORMAT}; install the version that wrote it")
+    try:
+        header = json.loads(metadata["spikeprop"])
+        version = header.get("format")
+    except (ValueError, AttributeError):
+        raise CheckpointError(f"{path} has a damaged header; take an older copy or train again") from None
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has format {version}, this version reads {FORMAT}; install the version that wrote it")
     return tensors, header
 
 
@@ -100,10 +103,10 @@ def restore_network(tensors: Mapping[str, Tensor], header: Mapping[str, Any], pa
     """Rebuild a network from tensors and header already read from ``path``."""
     if "network" not in header:
         raise CheckpointError(f"{path} holds no network")
-    network = network_from_config(header["network"])
-    dtype = tensors["readout.weight"].dtype if "readout.weight" in tensors else torch.float32
     try:
-        network.to(dtype).load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: the tensors do not fit the architecture in its header ({error})") from None
+        network = network_from_config(header["network"])
+        network.to(tensors["readout.weight"].dtype).load_state_dict(dict(tensors))
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())  # torch reports over several lines
+        raise CheckpointError(f"{path}: the tensors do not fit the architecture in its header ({reason})") from None
     return network

@@ -40,7 +40,7 @@ def test_the_tree_saves_comparisons_and_pays_with_few_errors_on_clustered_classe
     found = search_tree(samples, build_tree(responses))
     assert (found.classes == labels).float().mean() > 0.98
     assert found.comparisons.float().mean() < 0.5 * 64
-    wider = search_tree(samples, build_tree(responses), margin=0.3)
+    wider = search_tree(samples, build_tree(responses), margin=1.0)
     assert wider.comparisons.sum() > found.comparisons.sum()
 
 

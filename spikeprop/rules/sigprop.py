@@ -67,7 +67,7 @@ class SigProp(Rule):
     target: LearnedProjection | FixedProjection = LearnedProjection()
     trace: Literal["shared", "exact"] = "shared"
     update_every: int | None = None
-    optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=4e-3)
+    optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=4e-3, fused=True)
     homeostasis: Homeostasis | None = Homeostasis()
 
     def initial_state(self, network: Network, *, generator: torch.Generator | None = None) -> SigPropState:

@@ -1,0 +1,181 @@
+"""Accuracy and health of trained networks, mean and spread over seeds.
+
+    python benchmarks/accuracy.py --data digits
+    python benchmarks/accuracy.py --data mnist --data-root ~/data
+
+A cell is one rule with one seed. It is written to the result file as soon as it is done, so a run can be stopped at any time:
+the same command goes on where it was left. It skips cells whose settings, the defaults of the rule and of the network among
+them, are still the same, and makes the others anew.
+
+Hyperparameters are chosen with ``--on validation``, which never looks at the test part; ``--on test`` (MNIST: after training
+on all 60,000 images) is for the final figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, commit, header, read_json, write_json
+
+import spikeprop as sp
+from spikeprop.cli import RULES
+from spikeprop.models import mlp
+from spikeprop.training import default_batch_size
+
+BENCHMARKS = {  # the network and how long it is trained
+    "digits": {"hidden": [256, 256], "num_steps": 8, "epochs": 20},
+    "mnist": {"hidden": [512, 512], "num_steps": 8, "epochs": 6},
+}
+OPTIONS = ("readout", "nearest", "tree")
+HEALTH = ("dead", "nearly_dead", "saturated", "rate")
+
+
+def make_rule(name: str, arguments: argparse.Namespace) -> sp.SigProp:
+    """The library's own recipe, changed only where an option was given."""
+    rule = sp.SigProp(learn_on=RULES[name])
+    if arguments.temperature is not None:
+        rule = replace(rule, loss=sp.SimilarityCrossEntropy(temperature=arguments.temperature))
+    if arguments.learning_rate is not None:
+        rule = replace(rule, optimizer=functools.partial(torch.optim.Adam, lr=arguments.learning_rate))
+    if arguments.highest_rate is not None:
+        rule = replace(rule, homeostasis=sp.Homeostasis(highest=arguments.highest_rate))
+    return rule
+
+
+def make_network(data: sp.data.Data, settings: dict[str, Any], seed: int) -> sp.Network:
+    neuron = sp.LIF(beta=0.9, threshold=1.0)
+    gain = {} if settings["gain"] is None else {"gain": settings["gain"]}
+    return mlp(data.input_shape, settings["hidden"], data.num_classes, neuron=neuron, seed=seed, **gain)
+
+
+def describe(data: sp.data.Data, rule: sp.SigProp, settings: dict[str, Any]) -> dict[str, Any]:
+    """All that decides what a cell comes out as, besides its seed. A changed default of the library changes it."""
+    network = make_network(data, settings, 0)
+    spread = [round(float(tensor.std()), 6) for name, tensor in network.state_dict().items() if name.endswith("synapse.weight")]
+    return settings | {"rule": repr(rule), "network": network.config(), "initial_weights": spread}
+
+
+def run_cell(data: sp.data.Data, rule: sp.SigProp, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Train one network and look at it on the part that is asked about."""
+    network, num_steps = make_network(data, settings, seed), settings["num_steps"]
+    size = settings["batch_size"]
+    history = sp.fit(network, rule, data, num_steps=num_steps, epochs=settings["epochs"], batch_size=size, seed=seed)
+    split = getattr(data, settings["on"])
+    health = sp.dead_neurons(network, split, num_steps=num_steps)
+    return {
+        "accuracy": sp.evaluate(network, split, num_steps=num_steps).accuracy,
+        **{name: health.share(name) for name in HEALTH},
+        "samples": health.samples,
+        "epochs": len(history.epochs),
+        "seconds": sum(history.series("seconds")),
+    }
+
+
+def summarise(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Per rule: mean and sample standard deviation over seeds of every accuracy; the worst dead share and rate of any layer."""
+    summary = {}
+    for rule in dict.fromkeys(cell["rule"] for cell in cells):
+        own = [cell for cell in cells if cell["rule"] == rule]
+        accuracies = {option: [cell["accuracy"][option] for cell in own] for option in OPTIONS}
+        summary[rule] = {
+            "seeds": [cell["seed"] for cell in own],
+            "mean": {option: statistics.mean(found) for option, found in accuracies.items()},
+            "std": {option: statistics.stdev(found) if len(found) > 1 else None for option, found in accuracies.items()},
+            "worst": {name: max(max(cell[name]) for cell in own) for name in HEALTH},
+            "seconds": statistics.mean(cell["seconds"] for cell in own),
+        }
+    return summary
+
+
+def table(summary: dict[str, Any], settings: dict[str, Any]) -> str:
+    """The summary for people; health is that of the worst layer of the worst seed."""
+    lines = [
+        f"{settings['data']} ({settings['on']}), mlp:{','.join(map(str, settings['hidden']))}, "
+        f"T = {settings['num_steps']}, {settings['epochs']} epochs",
+        "rule                   seeds  readout           nearest           tree              dead    rate    seconds",
+    ]
+    for rule, found in summary.items():
+        spread = {option: "" if found["std"][option] is None else f" +- {found['std'][option]:.4f}" for option in OPTIONS}
+        shares = "  ".join(f"{found['mean'][option]:.4f}{spread[option]:10}" for option in OPTIONS)
+        worst = found["worst"]
+        lines.append(
+            f"{rule:21}  {len(found['seeds']):5}  {shares}  {worst['dead']:6.2%}  {worst['rate']:.4f}  {found['seconds']:7.1f}"
+        )
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=BENCHMARKS, required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--on", choices=("validation", "test"), default="test", help="the part looked at after training")
+    parser.add_argument("--data-root", type=Path, help=f"folder of the data files; else {sp.data.ROOT_VARIABLE} names it")
+    parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/accuracy-<data>[-validation].json")
+    recipe = parser.add_argument_group("instead of the library's and the benchmark's own settings")
+    recipe.add_argument("--hidden", nargs="+", type=int)
+    recipe.add_argument("--num-steps", type=int)
+    recipe.add_argument("--epochs", type=int)
+    recipe.add_argument("--batch-size", type=int)
+    recipe.add_argument("--gain", type=float, help="of the initial weights")
+    recipe.add_argument("--temperature", type=float, help="of the local loss")
+    recipe.add_argument("--learning-rate", type=float, help="of Adam")
+    recipe.add_argument("--highest-rate", type=float, help="upper end of the homeostatic band")
+    parser.add_argument("--precision", choices=("highest", "high", "medium"), default="medium", help="of float32 products")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parse(argv)
+    torch.set_float32_matmul_precision(arguments.precision)
+    full_train = arguments.data == "mnist" and arguments.on == "test"
+    data = sp.data.load(arguments.data, root=arguments.data_root, full_train=full_train)
+    part = "" if arguments.on == "test" else "-validation"
+    path = arguments.out or RESULTS / f"accuracy-{arguments.data}{part}.json"
+
+    samples = len(data.train.labels)
+    settings = {"data": arguments.data, "on": arguments.on, "train_samples": samples}
+    settings |= {name: getattr(arguments, name) or default for name, default in BENCHMARKS[arguments.data].items()}
+    settings["batch_size"] = arguments.batch_size or default_batch_size(samples)
+    settings |= {"gain": arguments.gain, "precision": arguments.precision}
+    rules = {name: make_rule(name, arguments) for name in RULES}
+    wanted = {name: describe(data, rule, settings) for name, rule in rules.items()}
+
+    cells = {}
+    for cell in (read_json(path) or {"cells": []})["cells"]:
+        name, seed = cell["rule"], cell["seed"]
+        if cell["settings"] == wanted.get(name):
+            cells[name, seed] = cell
+            print(f"{name}, seed {seed}: kept, made at commit {cell['commit'][:12]}")
+        else:
+            print(f"{name}, seed {seed}: dropped, made with other settings")
+    for seed, name in itertools.product(arguments.seeds, arguments.rules):
+        if (name, seed) in cells:
+            continue
+        print(f"{name}, seed {seed}:", flush=True)
+        found = run_cell(data, rules[name], settings, seed)
+        cells[name, seed] = {"rule": name, "seed": seed, "settings": wanted[name], "commit": commit(), **found}
+        write_json(path, results(argv, settings, cells))
+    print(table(summarise(list(cells.values())), settings))
+    return 0
+
+
+def results(argv: Sequence[str], settings: dict[str, Any], cells: dict[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
+    """The whole result file, cells in the order of rules and seeds."""
+    names = list(RULES)
+    ordered = [cells[key] for key in sorted(cells, key=lambda key: (names.index(key[0]), key[1]))]
+    return header("accuracy", argv) | {"settings": settings, "cells": ordered, "summary": summarise(ordered)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,187 @@
+"""The options of the command ``spikeprop``, each declared once, with the help that a newcomer reads."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import spikeprop
+from spikeprop.data_files import READERS
+from spikeprop.encoding import ENCODERS
+from spikeprop.errors import InputError
+from spikeprop.neuron import LIF
+from spikeprop.rules.sigprop import SigProp
+from spikeprop.runs import ENGINES
+
+_NEURON: Any = LIF()
+_RULE: Any = SigProp()
+DEFAULTS: dict[str, Any] = {  # of a training; None: from the data
+    "data": "digits",
+    "data_root": None,
+    "full_train": False,
+    "encoder": None,
+    "num_steps": None,
+    "model": "mlp:256,256",
+    "beta": _NEURON.beta,
+    "threshold": _NEURON.threshold,
+    "rule": "sigprop-membrane",
+    "learning_rate": _RULE.optimizer.keywords["lr"],
+    "temperature": _RULE.loss.temperature,
+    "update_every": None,
+    "epochs": 20,
+    "batch_size": None,
+    "seed": 0,
+}
+DEFAULT_STEPS = 8  # T for data without a time axis
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports a mistake as every other bad input: one line, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def parser(commands: Mapping[str, Callable[..., Any]], rules: Iterable[str]) -> argparse.ArgumentParser:
+    """The whole command line; ``commands`` are the functions that its subcommands call."""
+    whole = _Parser(
+        prog="spikeprop",
+        description="Train spiking neural networks without a backward pass, look inside, and run them on Loihi's integers.",
+        epilog="start with:\n  spikeprop demo\nhelp on a command:\n  spikeprop train --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole.add_argument("--version", action="version", version=f"spikeprop {spikeprop.__version__}")
+    subparsers = whole.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, summary: str, *examples: str) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog="examples:\n" + "\n".join(f"  spikeprop {name} {example}".rstrip() for example in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.add_argument("--json", action="store_true", help="print the result as one JSON object, in one line")
+        made.set_defaults(command=commands[name])
+        return made
+
+    made = command(
+        "train",
+        "train a network, forward only, and keep everything in a run folder",
+        "--data digits --epochs 20 --out runs/digits",
+        "--data mnist --data-root ~/data --model mlp:512,512 --rule sigprop-surrogate --epochs 6 --out runs/mnist",
+        "--resume --out runs/mnist",
+    )
+    _training(made, rules)
+
+    made = command(
+        "evaluate", "measure accuracy by every prediction option", "runs/digits", "runs/digits --split validation --json"
+    )
+    _run_folder(made)
+    _data_root(made)
+    _split(made)
+
+    made = command(
+        "diagnose", "show which neurons never spike, hardly spike or always spike", "runs/digits", "runs/digits --split train"
+    )
+    _run_folder(made)
+    _data_root(made)
+    _split(made)
+
+    made = command("export", "write a network in a chip's own numbers", "runs/digits --to loihi -o digits-loihi.npz")
+    _run_folder(made)
+    made.add_argument("--to", choices=("loihi",), required=True, help="loihi: fixed point, an .npz of integers")
+    made.add_argument("-o", "--output", type=Path, required=True, metavar="PATH", help="the file to write")
+    _weight_bits(made)
+
+    made = command(
+        "simulate",
+        "run a network by one engine and count, layer by layer, the spikes that differ from another",
+        "runs/digits --engine integer --against lava --samples 100",
+        "runs/digits --engine float --against integer --samples 1000    # what quantising changed",
+    )
+    _run_folder(made)
+    _data_root(made)
+    engines = "float: as trained; integer: Loihi's arithmetic; lava: Intel's Lava, fixed point"
+    made.add_argument("--engine", choices=ENGINES, default="integer", help=f"{engines} (default: integer)")
+    made.add_argument("--against", choices=(*ENGINES, "none"), default="float", help="compare with this (default: float)")
+    made.add_argument("--samples", type=_count, default=100, metavar="N", help="the first N of the test split (default: 100)")
+    made.add_argument("--timeout", type=_positive, default=600.0, metavar="S", help="end Lava after S seconds (default: 600)")
+    _weight_bits(made)
+
+    made = command("demo", "do the whole job on scikit-learn's digits and write a report", "", "--out runs/demo --json")
+    out = Path("runs/demo")
+    made.add_argument("--out", type=Path, default=out, metavar="FOLDER", help=f"for the report and two runs (default: {out})")
+    made.add_argument("--epochs", type=_count, default=20, metavar="N", help="passes over the training data (default: 20)")
+    made.add_argument("--samples", type=_count, metavar="N", help="the first N test samples in Lava (default: all)")
+    made.add_argument("--picture", type=Path, metavar="PATH", help="also write the main figures as one PNG")
+    return whole
+
+
+def _run_folder(made: argparse.ArgumentParser) -> None:
+    made.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run (the --out of spikeprop train)")
+
+
+def _data_root(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--data-root", metavar="FOLDER", help="where the data files are, if they have moved since training")
+
+
+def _split(made: argparse.ArgumentParser) -> None:
+    splits = ("train", "validation", "test")
+    made.add_argument("--split", choices=splits, default="test", help="part of the data (default: test)")
+
+
+def _weight_bits(made: argparse.ArgumentParser) -> None:
+    bits = range(2, 9)
+    made.add_argument("--weight-bits", type=int, choices=bits, default=8, metavar="N", help="2 to 8, signed (default: 8)")
+
+
+def _training(made: argparse.ArgumentParser, rules: Iterable[str]) -> None:
+    def option(flag: str, text: str, **how: Any) -> None:
+        default = DEFAULTS[flag[2:].replace("-", "_")]
+        shown = "" if default is None or default is False else f" (default: {default})"
+        made.add_argument(flag, help=text + shown, **how)
+
+    option("--data", f"the data set: {', '.join(READERS)}", metavar="NAME")
+    option("--data-root", "where its files are, or set SPIKEPROP_DATA; digits need none", metavar="FOLDER")
+    option("--full-train", "train on the validation part, too", action="store_const", const=True)
+    option("--model", "mlp:256,256 (neurons per layer) or conv:20,40-128 (channels, then dense)", metavar="MODEL")
+    option("--beta", "share of the membrane that a neuron keeps per step, 0 to 1", type=float, metavar="X")
+    option("--threshold", "membrane above which a neuron spikes", type=_positive, metavar="X")
+    option("--rule", f"how to learn: {', '.join(rules)}", metavar="NAME")
+    option("--encoder", f"{', '.join(ENCODERS)}; with settings: poisson:rate=0.5 (default: from the data)", metavar="NAME")
+    option("--num-steps", f"time steps per sample, T (default: the data's own, or {DEFAULT_STEPS})", type=_count, metavar="T")
+    option("--epochs", "passes over the training data", type=_count, metavar="N")
+    option("--batch-size", "samples per update (default: 128, fewer for small data)", type=_count, metavar="N")
+    option("--learning-rate", "of the Adam optimiser, at the start", type=_positive, metavar="X")
+    option("--temperature", "of the local loss: smaller is sharper", type=_positive, metavar="X")
+    option("--update-every", "time steps between weight updates (default: once per sample)", type=_count, metavar="K")
+    option("--seed", "fixes weights, order and random encoders", type=_seed, metavar="N")
+    made.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder (default: runs/DATA-RULE)")
+    made.add_argument("--resume", action="store_true", help="continue the run in --out after its last whole epoch")
+    made.add_argument("--overwrite", action="store_true", help="replace the run in --out")

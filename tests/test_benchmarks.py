@@ -1,0 +1,110 @@
+"""The benchmarks run, go on where they stopped, and their committed results hold what their README promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import spikeprop
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+COMMON = {"benchmark", "versions", "commit", "command", "settings", "cells", "summary"}
+VERSIONS = {"python", "torch", "numpy", "spikeprop", "cpu", "threads"}
+ACCURACY_CELL = {"rule", "seed", "settings", "commit", "accuracy", "dead", "nearly_dead", "saturated", "rate", "samples"}
+ACCURACY_CELL |= {"epochs", "seconds"}
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A benchmark in a process of its own, on one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(spikeprop.__file__).parents[1])}
+    order = [sys.executable, str(BENCHMARKS / script), *arguments]
+    done = subprocess.run(order, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    return done
+
+
+def check_accuracy(results: dict[str, Any]) -> None:
+    assert results.keys() == COMMON and results["versions"].keys() == VERSIONS
+    assert results["cells"], "no cell"
+    for cell in results["cells"]:
+        assert cell.keys() == ACCURACY_CELL
+        assert cell["accuracy"].keys() == {"readout", "nearest", "tree"}
+        layers = len(cell["settings"]["hidden"])
+        shares = [share for name in ("dead", "nearly_dead", "saturated", "rate") for share in cell[name]]
+        assert len(shares) == 4 * layers and all(0.0 <= share <= 1.0 for share in [*shares, *cell["accuracy"].values()])
+        assert cell["settings"].items() >= results["settings"].items()
+    for rule, found in results["summary"].items():
+        readouts = [cell["accuracy"]["readout"] for cell in results["cells"] if cell["rule"] == rule]
+        assert len(readouts) == len(found["seeds"]) and found["mean"]["readout"] == pytest.approx(statistics.mean(readouts))
+
+
+def check_memory(results: dict[str, Any]) -> None:
+    assert results.keys() == COMMON and results["versions"].keys() == VERSIONS
+    for cell in results["cells"]:
+        assert cell.keys() == {"rule", "mode", "num_steps", "peak_mib", "runs"}
+        assert cell["peak_mib"] == statistics.median(each["peak_mib"] for each in cell["runs"])
+    summary = results["summary"]
+    peaks = {(cell["rule"], cell["num_steps"]): cell["peak_mib"] for cell in results["cells"] if cell["mode"] == "stream"}
+    for rule, ratio in summary["ratio"].items():
+        assert ratio == pytest.approx(peaks[rule, summary["longest"]] / peaks[rule, summary["shortest"]])
+
+
+def test_accuracy_skips_what_is_done_and_repeats_what_changed(tmp_path: Path) -> None:
+    path = tmp_path / "accuracy.json"
+    small = ["--data", "digits", "--hidden", "16", "--num-steps", "2", "--rules", "sigprop-membrane", "--out", str(path)]
+    run("accuracy.py", *small, "--epochs", "1", "--seeds", "0")
+    first = json.loads(path.read_text())
+    check_accuracy(first)
+
+    run("accuracy.py", *small, "--epochs", "1", "--seeds", "0", "1")
+    second = json.loads(path.read_text())
+    check_accuracy(second)
+    assert [cell["seed"] for cell in second["cells"]] == [0, 1]
+    assert second["cells"][0] == first["cells"][0], "its seconds alone would differ had it been computed again"
+
+    written = path.stat().st_mtime_ns
+    assert "kept" in run("accuracy.py", *small, "--epochs", "1", "--seeds", "0", "1").stdout
+    assert path.stat().st_mtime_ns == written, "with nothing left to do, nothing is written"
+
+    run("accuracy.py", *small, "--epochs", "2", "--seeds", "0")
+    assert [(cell["seed"], cell["epochs"]) for cell in json.loads(path.read_text())["cells"]] == [(0, 2)]
+
+
+def test_memory_of_a_stream_does_not_grow(tmp_path: Path) -> None:
+    path = tmp_path / "memory.json"
+    small = ["--inputs", "256", "--hidden", "256", "--batch-size", "64", "--num-steps", "5", "50", "--repeats", "1"]
+    run("memory.py", *small, "--rules", "sigprop-membrane", "--modes", "stream", "--out", str(path))
+    results = json.loads(path.read_text())
+    check_memory(results)
+    # The input held whole would double the peak: 45 steps more of 64 KiB, beside some 3 MiB.
+    assert results["summary"]["ratio"]["sigprop-membrane"] < 1.2
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("accuracy-*.json")), ids=lambda path: path.stem)
+def test_committed_accuracies_are_whole(path: Path) -> None:
+    results = json.loads(path.read_text())
+    check_accuracy(results)
+    assert path.stem == f"accuracy-{results['settings']['data']}" and results["settings"]["on"] == "test"
+    assert {(cell["rule"], cell["seed"]) for cell in results["cells"]} == {
+        (rule, seed) for rule in ("sigprop-surrogate", "sigprop-membrane", "sigprop-raw-membrane") for seed in (0, 1, 2)
+    }
+
+
+def test_committed_memory_is_flat() -> None:
+    results = json.loads((BENCHMARKS / "results" / "memory.json").read_text())
+    check_memory(results)
+    assert (results["summary"]["shortest"], results["summary"]["longest"]) == (10, 1000)
+    assert results["summary"]["passed"] and all(ratio <= 1.05 for ratio in results["summary"]["ratio"].values())
+
+
+def test_committed_results_name_no_folder_of_one_machine() -> None:
+    for path in (BENCHMARKS / "results").glob("*.json"):
+        text = path.read_text()
+        assert str(Path.home()) + "/" not in text and str(BENCHMARKS.parent) not in text, path.name
