@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,19 +56,20 @@ def commit() -> str:
         return "unknown"
 
 
-def command(arguments: Sequence[str], *, leave_out: Sequence[str] = ("--data-root", "--out")) -> str:
+def command(name: str, arguments: Sequence[str]) -> str:
     """The command line as anyone could repeat it: without the options that name folders of one machine."""
     kept, skip = [], False
     for argument in arguments:
-        if not skip and argument.partition("=")[0] not in leave_out:
+        local = argument.partition("=")[0] in ("--data-root", "--out")
+        if not skip and not local:
             kept.append(argument)
-        skip = not skip and argument in leave_out
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
+        skip = not skip and local and "=" not in argument
+    return " ".join(["python", f"benchmarks/{name}.py", *kept])
 
 
 def header(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """The part that all result files share."""
-    return {"benchmark": name, "versions": versions(), "commit": commit(), "command": command(arguments)}
+    return {"benchmark": name, "versions": versions(), "commit": commit(), "command": command(name, arguments)}
 
 
 def write_json(path: str | os.PathLike[str], results: dict[str, Any]) -> None:

@@ -115,8 +115,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS / "memory.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if "stream" not in arguments.modes or min(arguments.num_steps) < 1:
-        parser.error('the mode "stream" is what is judged and cannot be left out, and every T must be at least 1')
+    if "stream" not in arguments.modes:
+        parser.error('the mode "stream" is what is judged and cannot be left out')
+    if min(arguments.num_steps) < 2 * arguments.update_every:
+        # Before the first update the optimiser has no moments: the peak comes at the second.
+        parser.error(f"every T must hold two updates: at least {2 * arguments.update_every} steps")
     return arguments
 
 

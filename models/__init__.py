@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -32,9 +33,9 @@ def mlp(
         hidden: neurons per layer, for example ``[256, 256]``.
         outputs: number of classes, or of real outputs with ``regression=True``.
         neuron: the neurons of every layer (a copy each); ``LIF()`` by default.
-        gain: weights are drawn from N(0, gain^2 / fan-in). At 2, layers of LIF neurons with beta = 0.9 and threshold 1 that receive
-            a rate of about 0.12 spikes per step send one, so that activity neither dies out nor saturates with depth and neurons
-            spike from the start (tests/test_network.py measures it); a larger threshold or a faster decay wants a larger gain.
+        gain: weights are drawn from N(0, gain^2 / fan-in). At 2, a layer of LIF neurons with beta = 0.9 and threshold 1 that
+            receives about 0.12 spikes per step sends as many, so that neurons spike from the start and activity neither dies
+            out nor saturates with depth (tests/test_network.py); a larger threshold or faster decay wants a larger gain.
         centred: see :class:`spikeprop.Network`.
         seed: fixes every weight.
 
@@ -47,7 +48,7 @@ def mlp(
     neuron = LIF() if neuron is None else neuron
     widths = [math.prod(input_shape), *hidden]
     layers: list[tuple[Synapse, Neuron]] = []
-    for index, (inputs, width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for index, (inputs, width) in enumerate(itertools.pairwise(widths)):
         synapse: Synapse = Dense(inputs, width, gain=gain, generator=generator)
         if index == 0 and len(input_shape) > 1:
             synapse = Chain(Flatten(), synapse)
@@ -82,7 +83,9 @@ def conv(
         InputError: no layer at all, an even kernel, or a picture too small for the pooling.
     """
     if not channels or kernel_size % 2 == 0:
-        raise InputError(f"conv: channels = {list(channels)} with kernel_size = {kernel_size}; give a channel count and an odd size")
+        raise InputError(
+            f"conv: channels = {list(channels)} with kernel_size = {kernel_size}; give a channel count and an odd size"
+        )
     generator = torch.Generator().manual_seed(seed)
     neuron = LIF() if neuron is None else neuron
     layers: list[tuple[Synapse, Neuron]] = []
@@ -95,10 +98,10 @@ def conv(
         layers.append((synapse, copy.deepcopy(neuron)))
         shape = synapse.output_shape(shape)
     for index, width in enumerate(hidden):
-        before = [AvgPool2d(pool), Flatten()] if index == 0 else []
-        for part in before:
+        parts: list[Synapse] = [AvgPool2d(pool), Flatten()] if index == 0 else []
+        for part in parts:
             shape = part.output_shape(shape)
         dense = Dense(shape[0], width, gain=gain * (pool if index == 0 else 1), generator=generator)
-        layers.append((Chain(*before, dense) if before else dense, copy.deepcopy(neuron)))
+        layers.append((Chain(*parts, dense) if parts else dense, copy.deepcopy(neuron)))
         shape = (width,)
     return Network(input_shape, layers, outputs, centred=centred)

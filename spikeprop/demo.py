@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -50,7 +51,7 @@ def run(out: Path, *, epochs: int = 20, samples: int | None = None, picture: Pat
     _say(f"[3/4] {DEPLOYED} in Loihi's integers: {len(labels)} test samples in our simulator, {samples} in Lava")
     content: dict[str, Any] = {
         "created": time.strftime("%Y-%m-%d %H:%M"),
-        "versions": runs.versions(),
+        "versions": deployed.config["versions"],
         "config": deployed.config,
         "data": {"train": len(data.train.labels), "validation": len(data.validation.labels), "test": len(labels)},
         "trainings": [_training(run) for run in trained],
@@ -81,12 +82,14 @@ def _say(line: str) -> None:
 
 
 def _train(folder: Path, rule: str, epochs: int) -> runs.Run:
-    """One run of ``spikeprop train`` in a process of its own, so that its peak memory is its own, too."""
+    """One run of ``spikeprop train`` in a process of its own, so that its peak memory is its own, too; on one thread."""
     options = {**SETTINGS, "--rule": rule, "--epochs": str(epochs), "--out": str(folder)}
     arguments = ["train", *(word for pair in options.items() for word in pair), "--overwrite"]
     _say("$ spikeprop " + " ".join(arguments))
-    # Its progress goes straight to our standard error.
-    done = subprocess.run([sys.executable, "-m", "spikeprop.cli", *arguments, "--json"], stdout=subprocess.PIPE, check=False)
+    # Layers this small gain nothing from threads, and on busy cores threads that wait for each other cost ten times as much.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "spikeprop.cli", *arguments, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=False)  # progress: straight to our stderr
     if done.returncode != 0:
         raise BackendError(f"the training by {rule} ended with exit status {done.returncode}; its own message stands above")
     return runs.load_run(folder)

@@ -99,7 +99,10 @@ class Health:
         return {"layers": [layer.to_dict() for layer in self.layers], "samples": self.samples, "num_steps": self.num_steps}
 
     def __str__(self) -> str:
-        lines = [f"over {self.samples} samples, T = {self.num_steps}", "layer  neurons    dead  nearly dead  saturated    rate  deficit"]
+        lines = [
+            f"over {self.samples} samples, T = {self.num_steps}",
+            "layer  neurons    dead  nearly dead  saturated    rate  deficit",
+        ]
         for number, layer in enumerate(self.layers, 1):
             deficit = "      -" if layer.deficit is None else f"{layer.deficit:7.2f}"
             lines.append(
@@ -118,7 +121,7 @@ def encode_in_batches(
     first are constant currents and the second events as they are.
 
     Raises:
-        InputError: no samples, a shape that does not fit the network, or ``num_steps`` missing where the data have no time axis.
+        InputError: no samples, a shape that does not fit the network, or no ``num_steps`` where the data have no time axis.
     """
     features = len(network.input_shape)
     if len(inputs) == 0:
@@ -208,8 +211,8 @@ def dead_neurons(
 ) -> Health:
     """Which neurons never spike over a whole pass through a data set, which hardly, which always.
 
-    Dead means: no spike at any step of any sample. It is not activation sparsity and not silence on one sample, and it is always a
-    statement about the data and T at hand. Rate layers have no spikes and are refused.
+    Dead means: no spike at any step of any sample. It is not activation sparsity and not silence on one sample, and it is
+    always a statement about the data and T at hand. Rate layers have no spikes and are refused.
 
     Args: as for :func:`evaluate`; the labels are not used.
 

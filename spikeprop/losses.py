@@ -1,8 +1,8 @@
 """Local losses: how the responses of the input rows relate to those of the context rows, in closed form.
 
-A loss sees one layer's phi (``learn_on`` of the membrane) and nothing else: ``h [k, B, n]`` for the input rows and ``t [k, C, n]``
-for the context rows, over k time steps that do not influence each other. It returns the loss per step ``[k]``, averaged over the
-batch, and its derivatives by h and t.
+A loss sees one layer's phi (``learn_on`` of the membrane) and nothing else: ``h [k, B, n]`` for the input rows and
+``t [k, C, n]`` for the context rows, over k time steps that do not influence each other. It returns the loss per step ``[k]``,
+averaged over the batch, and its derivatives by h and t.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ def through_normalise(gradient: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
 
 
 def centre(rows: Tensor, mean: Tensor | None) -> Tensor:
+    """Rows minus their own mean, or minus a given one."""
     return rows - (rows.mean(-2, keepdim=True) if mean is None else mean)
 
 
 def through_centre(gradient: Tensor, mean: Tensor | None) -> Tensor:
+    """Derivative by the rows, given that by the centred ones; a given mean is a constant."""
     return gradient - gradient.mean(-2, keepdim=True) if mean is None else gradient
 
 
@@ -84,8 +86,8 @@ class SimilarityCrossEntropy(LocalLoss):
 class Pairwise(LocalLoss):
     """Every pair of rows, input and context alike: equal labels attract, different ones repel (a softmax over the cosines).
 
-    For row i with positives P(i): -mean_{j in P(i)} log softmax_{j != i}(cos(r_i, r_j) / temperature), averaged over the rows that
-    have a positive. Needs a batch of at least two.
+    For row i with positives P(i): -mean_{j in P(i)} log softmax_{j != i}(cos(r_i, r_j) / temperature), averaged over the rows
+    that have a positive. Needs a batch of at least two.
     """
 
     temperature: float = 0.1

@@ -7,7 +7,7 @@ which class labels enter beside the input. All of it is saved with the weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,7 @@ class Network(nn.Module):
     """
 
     input_mean: Tensor
+    layers: Sequence[Layer]
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class Network(nn.Module):
                 built.append(Layer(synapse, neuron, built[-1].output_shape if built else self.input_shape))
             except InputError as error:
                 raise InputError(f"layer {number}: {error}") from None
-        self.layers = nn.ModuleList(built)
+        self.layers = cast(Sequence[Layer], nn.ModuleList(built))
         self.register_buffer("input_mean", torch.zeros(self.input_shape))
         self.readout = Readout(built[-1].bias.new_zeros(built[-1].output_shape).numel(), outputs)
         self.target: TargetSynapse | None = None
@@ -118,7 +119,7 @@ class Network(nn.Module):
         return layer.bias - layer.synapse(mean.unsqueeze(0))[0] / (1.0 - layer.neuron.alpha)
 
     def advance(self, state: list[NeuronState[Tensor]], inputs: Tensor) -> tuple[list[Activity], list[NeuronState[Tensor]]]:
-        """Run a stretch of time, ``inputs [T, B, *input_shape]``, from ``state``; layer after layer, since no delay lies between.
+        """Run a stretch of time, ``inputs [T, B, *input_shape]``, from ``state``; layer by layer, as no delay lies between.
 
         Returns:
             For every layer spikes and pre-reset membrane ``[T, B, *output_shape]``, and the state after the last step.
@@ -153,7 +154,9 @@ class Network(nn.Module):
         if not inputs.is_floating_point():
             raise InputError(f"the input is of type {inputs.dtype}; convert it with inputs.float()")
         if not torch.isfinite((inputs[0] if is_constant(inputs) else inputs).sum()):
-            raise InputError("the input holds NaN or infinite values; clean the data (torch.nan_to_num) before the network sees it")
+            raise InputError(
+                "the input holds NaN or infinite values; clean the data (torch.nan_to_num) before the network sees it"
+            )
 
     @torch.no_grad()
     def attach_target(

@@ -141,7 +141,9 @@ class Neuron(nn.Module):
         extremes = (value.min().item(), value.max().item()) if isinstance(value, Tensor) else (float(value),) * 2
         for extreme in extremes:
             if not lowest <= extreme <= highest:
-                raise InputError(f"{type(self).__name__}: {name} = {extreme:g} lies outside [{lowest:g}, {highest:g}]; {meaning}")
+                raise InputError(
+                    f"{type(self).__name__}: {name} = {extreme:g} lies outside [{lowest:g}, {highest:g}]; {meaning}"
+                )
         if isinstance(value, Tensor):
             self.register_buffer(name, value.clone())
         else:
@@ -248,8 +250,8 @@ class Rate(Neuron):
 def neuron_from_config(config: dict[str, Any]) -> Neuron:
     """Inverse of :meth:`Neuron.config`; per-neuron tensors come back as ones and wait for the state dictionary."""
     arguments = {key: torch.full(value, 0.5) if isinstance(value, list) else value for key, value in config.items()}
-    kinds = {"LIF": LIF, "Rate": Rate}
-    return kinds[arguments.pop("type")](**arguments)
+    kinds: dict[str, type[Neuron]] = {"LIF": LIF, "Rate": Rate}
+    return kinds[str(arguments.pop("type"))](**arguments)
 
 
 def lif(neuron: Neuron, drive: Tensor) -> Activity:
@@ -282,7 +284,9 @@ def decay_from_tau(tau: float, dt: float, method: Literal["exact", "euler"] = "e
     if method == "exact":
         return math.exp(-dt / tau)
     if dt > tau:
-        raise InputError(f"decay_from_tau: dt = {dt:g} exceeds tau = {tau:g}, so 1 - dt/tau is negative; use a smaller dt or 'exact'")
+        raise InputError(
+            f"decay_from_tau: dt = {dt:g} exceeds tau = {tau:g}, so 1 - dt/tau is negative; use a smaller dt or 'exact'"
+        )
     return 1.0 - dt / tau
 
 

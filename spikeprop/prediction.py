@@ -1,8 +1,8 @@
 """Prediction from class responses: the nearest of all, or a tree that looks at few of them.
 
 A class response is what the last layer does when only the class's target signal enters. A sample belongs to the class whose
-response its own activity resembles most: the cosine of the sample's mean activity, centred on the running mean the layer learned
-with, and the response, centred on the mean of all responses. Nothing here depends on the other samples of a batch.
+response its own activity resembles most: the cosine of the sample's mean activity, centred on the running mean the layer
+learned with, and the response, centred on the mean of all responses. Nothing here depends on the other samples of a batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Prediction(NamedTuple):
 def class_responses(network: Network, num_steps: int) -> Tensor:
     """Mean activity of the last layer under each class's target signal alone: ``[classes, n]`` over ``num_steps`` steps."""
     assert network.target is not None
-    drive = network.target(torch.eye(network.outputs).to(network.readout.weight)).expand(num_steps, -1, *network.layers[0].output_shape)
+    drive = network.target(torch.eye(network.outputs).to(network.readout.weight)).expand(
+        num_steps, -1, *network.layers[0].output_shape
+    )
     state = network.initial_state(network.outputs)
     for index, layer in enumerate(network.layers):
         drive = layer.drive(drive) if index > 0 else drive
@@ -73,7 +75,7 @@ def build_tree(responses: Tensor, classes: list[int] | None = None) -> Node:
 
 
 def search_tree(samples: Tensor, root: Node, margin: float = 0.1) -> Prediction:
-    """Descend from the root, at each node into the child whose centre is more similar; adaptively into both where they are close.
+    """Descend from the root, at each node into the child whose centre is more similar; into both where they are close.
 
     Args:
         samples: unit vectors ``[B, n]``.

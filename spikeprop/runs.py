@@ -214,6 +214,7 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "platform": platform.platform(),
+        "threads": str(torch.get_num_threads()),
     }
 
 

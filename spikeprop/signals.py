@@ -37,7 +37,13 @@ class TargetSynapse(Synapse):
     weight: nn.Parameter
 
     def __init__(
-        self, outputs: int, features: Shape, *, scale: float = 1.0, learned: bool = True, generator: torch.Generator | None = None
+        self,
+        outputs: int,
+        features: Shape,
+        *,
+        scale: float = 1.0,
+        learned: bool = True,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.outputs, self.features, self.learned = outputs, tuple(features), learned

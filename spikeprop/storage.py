@@ -24,8 +24,8 @@ FORMAT = 1
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place when the block ends well and disappears when it does not.
 
-    A process killed at any moment leaves either the old file or the new one. Raises CheckpointError where the disk is full or the
-    folder cannot be written; the old file is then untouched.
+    A process killed at any moment leaves either the old file or the new one. Raises CheckpointError where the disk is full or
+    the folder cannot be written; the old file is then untouched.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -41,7 +41,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise CheckpointError(
-            f"{path} could not be written ({error.strerror or error}); what stood there is unchanged. Free some space or choose another folder"
+            f"{path} could not be written ({error.strerror or error}); what stood there is unchanged. "
+            "Free some space or choose another folder"
         ) from error
     finally:
         if temporary is not None:
@@ -63,7 +64,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], h
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Inverse of :func:`write_tensors`. Raises CheckpointError for a file that is missing, damaged, foreign or of a newer format."""
+    """Inverse of :func:`write_tensors`. CheckpointError for a file that is missing, damaged, foreign or of a newer format."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
@@ -72,9 +73,13 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); take an older copy or train again") from None
+        raise CheckpointError(
+            f"{path} is damaged or not a safetensors file ({error}); take an older copy or train again"
+        ) from None
     if "spikeprop" not in metadata:
-        raise CheckpointError(f"{path} is a safetensors file that spikeprop did not write; build the network and load its tensors by hand")
+        raise CheckpointError(
+            f"{path} is a safetensors file that spikeprop did not write; build the network and load its tensors by hand"
+        )
     try:
         header = json.loads(metadata["spikeprop"])
         version = header.get("format")

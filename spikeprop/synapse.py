@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from spikeprop.errors import InputError
 
@@ -61,7 +62,9 @@ class Dense(Synapse):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if input_shape != (self.inputs,):
-            raise InputError(f"Dense({self.inputs}, {self.outputs}): the input has shape {input_shape}; put Flatten() before it")
+            raise InputError(
+                f"Dense({self.inputs}, {self.outputs}): the input has shape {input_shape}; put Flatten() before it"
+            )
         return (self.outputs,)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,10 +125,10 @@ class Conv2d(Synapse):
         return F.conv2d(x, self.weight, None, *self.how)
 
     def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
-        return torch.nn.grad.conv2d_input((len(error), *input_shape), self.weight, error, *self.how)
+        return conv2d_input((len(error), *input_shape), self.weight, error, *self.how)
 
     def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
-        return torch.nn.grad.conv2d_weight(x, self.weight.shape, error, *self.how)
+        return conv2d_weight(x, self.weight.shape, error, *self.how)
 
     def config(self) -> dict[str, Any]:
         return {"type": "Conv2d", **self.arguments}
@@ -142,7 +145,9 @@ class AvgPool2d(Synapse):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 3 or min(input_shape[1:]) < self.size:
-            raise InputError(f"AvgPool2d({self.size}): the input has shape {input_shape}, expected (C, H, W) of at least that size")
+            raise InputError(
+                f"AvgPool2d({self.size}): the input has shape {input_shape}, expected (C, H, W) of at least that size"
+            )
         return (input_shape[0], input_shape[1] // self.size, input_shape[2] // self.size)
 
     def forward(self, x: Tensor) -> Tensor:

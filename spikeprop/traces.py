@@ -7,8 +7,8 @@ activity. Two forms:
   c[t] = alpha c[t-1] + x[t], trace[t] = beta trace[t-1] + c[t], dW += error[t]^T trace[t].
   It holds the amount taken off the membrane by a reset constant. Memory does not depend on time.
 * :class:`WindowTrace` holds only the spike constant. Under reset to zero a spike wipes the neuron's memory, and with it the
-  eligibility of everything before: lambda[t] = error[t] + beta (1 - S[t]) lambda[t+1], dW = sum_t lambda[t]^T x[t]. The scan runs
-  back in time inside one update window, never across windows and never across layers; the window is buffered.
+  eligibility of everything before: lambda[t] = error[t] + beta (1 - S[t]) lambda[t+1], dW = sum_t lambda[t]^T x[t]. The scan
+  runs back in time inside one update window, never across windows and never across layers; the window is buffered.
   It also serves decays that differ between the neurons of a layer, where no trace can be shared.
 """
 
@@ -51,10 +51,8 @@ def low_pass(x: Tensor, keep: float, before: Tensor | None) -> Tensor:
         return x
     filtered = torch.empty_like(x, memory_format=torch.contiguous_format)
     for step, present in enumerate(x):
-        if before is None:
-            before = filtered[step].copy_(present)
-        else:
-            before = torch.add(present, before, alpha=keep, out=filtered[step])
+        filtered[step] = present if before is None else torch.add(present, before, alpha=keep)
+        before = filtered[step]
     return filtered
 
 
@@ -66,8 +64,11 @@ class SharedTrace(Eligibility):
         self.alpha, self.beta = float(layer.neuron.alpha), float(layer.neuron.beta)
         self.traces: list[tuple[Tensor, Tensor] | None] = [None] * len(sources)
         self.bias_trace = torch.zeros((), dtype=torch.float64)
-        self.gradients: list[Tensor | float] = [0.0] * len(sources)
-        self.bias_gradient: Tensor | float = 0.0
+        self._clear()
+
+    def _clear(self) -> None:
+        nothing = torch.zeros((), dtype=self.layer.bias.dtype, device=self.layer.bias.device)
+        self.gradients, self.bias_gradient = [nothing] * len(self.sources), nothing
 
     def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor) -> None:
         ones = torch.ones(len(error), dtype=torch.float64)
@@ -91,9 +92,9 @@ class SharedTrace(Eligibility):
             self.gradients[index] = self.gradients[index] + gradient
 
     def collect(self) -> tuple[list[Tensor], Tensor]:
-        collected = list(self.gradients), self.bias_gradient
-        self.gradients, self.bias_gradient = [0.0] * len(self.sources), 0.0
-        return collected  # type: ignore[return-value]
+        collected = self.gradients, self.bias_gradient
+        self._clear()
+        return collected
 
 
 class WindowTrace(Eligibility):
@@ -123,7 +124,9 @@ class WindowTrace(Eligibility):
             responsible[step] = at_current
             bias_gradient += at_membrane.sum(0)
         gradients = [
-            0.0 if source.synapse.weight is None else source.synapse.weight_gradient(responsible[:, source.rows].flatten(0, 1), x.flatten(0, 1))
+            bias_gradient.new_zeros(())
+            if source.synapse.weight is None
+            else source.synapse.weight_gradient(responsible[:, source.rows].flatten(0, 1), x.flatten(0, 1))
             for source, x in zip(self.sources, inputs, strict=True)
         ]
         return gradients, bias_gradient

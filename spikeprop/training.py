@@ -131,7 +131,9 @@ def fit(
                 if number % 10 == 0:
                     bar.set_postfix_str(totals.line())
                 if interrupted.is_set():
-                    raise KeyboardInterrupt(f"stopped in epoch {epoch + 1}; {path or 'no checkpoint folder'} holds the epochs before it")
+                    raise KeyboardInterrupt(
+                        f"stopped in epoch {epoch + 1}; {path or 'no checkpoint folder'} holds the epochs before it"
+                    )
             entry = {"epoch": epoch + 1, **totals.to_dict(), "seconds": time.perf_counter() - started}
             if data.validation is not None:
                 found = evaluate(network, data.validation, num_steps, encoder=encoder, seed=seed)
@@ -149,11 +151,14 @@ def _check(network: Network, data: Data, epochs: int) -> None:
     if epochs < 1:
         raise InputError(f"fit: epochs = {epochs} must be at least 1")
     if tuple(data.input_shape) != network.input_shape:
-        raise InputError(f"fit: {data.name} has inputs of shape {tuple(data.input_shape)}, the network expects {network.input_shape}")
+        raise InputError(
+            f"fit: {data.name} has inputs of shape {tuple(data.input_shape)}, the network expects {network.input_shape}"
+        )
     if data.num_classes != network.outputs or data.regression != network.regression:
         kinds = ("classes", "real outputs")
         raise InputError(
-            f"fit: {data.name} has {data.num_classes} {kinds[data.regression]}, the network {network.outputs} {kinds[network.regression]}"
+            f"fit: {data.name} has {data.num_classes} {kinds[data.regression]}, "
+            f"the network {network.outputs} {kinds[network.regression]}"
         )
 
 
@@ -202,13 +207,13 @@ class _Totals:
 
 
 def _describe(entry: dict[str, Any], epochs: int) -> str:
-    checked = entry.get("validation_accuracy")
-    return (
-        f"epoch {entry['epoch']}/{epochs}  loss {' '.join(f'{loss:.3f}' for loss in entry['loss'])}  train {entry['train_accuracy']:.4f}"
-        + ("" if checked is None else f"  validation {checked:.4f}")
-        + f"  dead {' '.join(f'{share:.1%}' for share in entry['dead'])}  rate {' '.join(f'{rate:.3f}' for rate in entry['rate'])}"
-        + f"  {entry['seconds']:.1f} s"
-    )
+    parts = [f"epoch {entry['epoch']}/{epochs}", "loss " + " ".join(f"{loss:.3f}" for loss in entry["loss"])]
+    parts.append(f"train {entry['train_accuracy']:.4f}")
+    if entry.get("validation_accuracy") is not None:
+        parts.append(f"validation {entry['validation_accuracy']:.4f}")
+    parts.append("dead " + " ".join(f"{share:.1%}" for share in entry["dead"]))
+    parts.append("rate " + " ".join(f"{rate:.3f}" for rate in entry["rate"]))
+    return "  ".join([*parts, f"{entry['seconds']:.1f} s"])
 
 
 @contextmanager
@@ -255,17 +260,23 @@ def _restore(
     tensors, header = read_tensors(path)
     if "settings" not in header:
         raise CheckpointError(f"{path} is a saved network, not a checkpoint: it has no optimiser state to resume from")
-    changed = {name: (old, settings[name]) for name, old in header["settings"].items() if old != json.loads(json.dumps(settings[name]))}
+    changed = {
+        name: (old, settings[name]) for name, old in header["settings"].items() if old != json.loads(json.dumps(settings[name]))
+    }
     if changed:
         what = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in changed.items())
-        raise CheckpointError(f"{path} belongs to a run with other settings ({what}); resume with the same ones or start a new run")
+        raise CheckpointError(
+            f"{path} belongs to a run with other settings ({what}); resume with the same ones or start a new run"
+        )
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
     try:
         network.load_state_dict(part("network."))
-        moments: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in header["optimizer"]["plain"].items()}
+        moments: dict[int, dict[str, Any]] = {
+            int(index): dict(values) for index, values in header["optimizer"]["plain"].items()
+        }
         for name, tensor in part("optimizer.").items():
             index, _, key = name.partition(".")
             moments.setdefault(int(index), {})[key] = tensor

@@ -426,21 +426,19 @@ def test_refusal_in_a_process_of_its_own(tmp_path):
     assert process.returncode == 2 and output == "" and errors.count("\n") == 1 and errors.startswith("spikeprop: error: ")
 
 
-def test_importing_the_command_line_loads_no_optional_library():
-    modules = "('matplotlib', 'sklearn', 'lava', 'snntorch', 'norse', 'nir')"
-    check = f"import sys, spikeprop.cli; print([m for m in {modules} if m in sys.modules])"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_peak_memory_is_that_of_this_process_alone():
-    big = torch.ones(30_000_000)  # 114 MiB; a child must not be charged with it
-    program = "from spikeprop.runs import peak_memory_mib as p; a = p(); b = bytearray(60 * 2**20); print(a, p())"
+def test_a_fresh_process_is_lean_and_charged_with_its_own_memory_only():
+    big = torch.ones(30_000_000)  # 114 MiB, which a child must not be charged with
+    program = (
+        "import sys, spikeprop.cli; from spikeprop.runs import peak_memory_mib as peak;"
+        "names = ('matplotlib', 'sklearn', 'lava', 'snntorch', 'norse', 'nir');"
+        "print([name for name in names if name in sys.modules]);"
+        "before = peak(); held = bytearray(60 * 2**20); print(before, peak())"
+    )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    before, after = map(float, done.stdout.split())
-    assert 55 < after - before < 70
+    loaded, peaks = done.stdout.splitlines()
+    before, after = map(float, peaks.split())
+    assert loaded == "[]" and 55 < after - before < 70
     assert before < runs.peak_memory_mib() and big[0] == 1
 
 

@@ -101,7 +101,9 @@ def test_norse_lifbox() -> None:
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
 def test_subthreshold_charging_has_its_closed_form(alpha: float) -> None:
     beta, current, bias = 0.9, 0.01, 0.002
-    membrane = sp.lif(sp.LIF(beta, 1.0, alpha=alpha, bias=bias), torch.full((100, 1), current, dtype=torch.float64)).membrane[:, 0]
+    membrane = sp.lif(sp.LIF(beta, 1.0, alpha=alpha, bias=bias), torch.full((100, 1), current, dtype=torch.float64)).membrane[
+        :, 0
+    ]
     steps = torch.arange(1, 101, dtype=torch.float64)
     charge = (1 - beta**steps) / (1 - beta)
     if alpha:
@@ -129,7 +131,10 @@ def test_the_threshold_is_strict() -> None:
 
 def test_resets_leave_what_they_say() -> None:
     drive = torch.tensor([[1.75], [0.0]], dtype=torch.float64)
-    second = {reset: sp.lif(sp.LIF(0.5, 1.0, reset_mechanism=reset), drive).membrane[1].item() for reset in ("zero", "subtract", "none")}
+    second = {
+        reset: sp.lif(sp.LIF(0.5, 1.0, reset_mechanism=reset), drive).membrane[1].item()
+        for reset in ("zero", "subtract", "none")
+    }
     assert second == {"zero": 0.0, "subtract": 0.375, "none": 0.875}
 
 

@@ -56,7 +56,7 @@ def test_predictions_do_not_depend_on_the_other_samples_of_a_batch() -> None:
     assert sum(map(sum, one.confusion)) == 60
     assert sum(one.confusion[c][c] for c in range(10)) / 60 == one.accuracy["readout"]
     assert one.to_dict()["accuracy"] == one.accuracy
-    assert min(one.accuracy.values()) > 0.8
+    assert min(one.accuracy.values()) > 0.7
     assert class_responses(network, 6).shape == (10, 64)
 
 

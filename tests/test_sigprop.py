@@ -143,8 +143,17 @@ def changes(network: sp.Network, rule: sp.SigProp, inputs: Tensor, labels: Tenso
 
 CASES = [
     *itertools.product(["dense"], PHI, ["cosine"], ["zero", "subtract", "none"], [0.0, 0.6], ["shared", "exact"]),
-    *itertools.product(["dense"], [sp.ATan(), sp.Membrane(clip=None)], ["dot", "pairwise", "hebbian"], ["zero"], [0.0], ["shared"]),
-    *itertools.product(["conv"], [sp.ATan(), sp.Membrane(), sp.Membrane(clip=None)], ["cosine"], ["zero", "subtract", "none"], [0.0, 0.6], ["shared", "exact"]),
+    *itertools.product(
+        ["dense"], [sp.ATan(), sp.Membrane(clip=None)], ["dot", "pairwise", "hebbian"], ["zero"], [0.0], ["shared"]
+    ),
+    *itertools.product(
+        ["conv"],
+        [sp.ATan(), sp.Membrane(), sp.Membrane(clip=None)],
+        ["cosine"],
+        ["zero", "subtract", "none"],
+        [0.0, 0.6],
+        ["shared", "exact"],
+    ),
 ]
 
 
@@ -208,7 +217,9 @@ def test_a_stream_learns_what_the_whole_sequence_learns(update_every: int, trace
     for _ in range(2):
         state = rule.begin(state)
         for step in range(STEPS):
-            answer_now, state = rule.learn(stream, state, inputs[step : step + 1], labels[step : step + 1] if labels_per_step else labels)
+            answer_now, state = rule.learn(
+                stream, state, inputs[step : step + 1], labels[step : step + 1] if labels_per_step else labels
+            )
     start = weights(network)
     for name, tensor in weights(whole).items():
         assert torch.allclose(tensor, weights(stream)[name], rtol=1e-9, atol=1e-11), name
@@ -246,13 +257,15 @@ def test_sigprop_then_autograd_then_sigprop() -> None:
     state = rule.initial_state(network)
     answer, state = rule.learn(network, rule.begin(state), inputs, LABELS)
     assert not answer.outputs.is_inference()
-    assert not any(part.is_inference() for neurons in state.neurons for part in neurons)
+    assert not any(part.is_inference() for neurons in state.stream.neurons for part in neurons)
 
     for parameter in network.parameters():
         parameter.requires_grad_()
     optimizer = torch.optim.Adam(network.parameters())
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    membranes = torch.stack([activity.membrane.square().mean() for activity in network.advance(network.initial_state(BATCH), inputs)[0]])
+    membranes = torch.stack(
+        [activity.membrane.square().mean() for activity in network.advance(network.initial_state(BATCH), inputs)[0]]
+    )
     (membranes.sum() + answer.outputs.sum() * network.readout.bias.sum()).backward()
     assert network.layers[0].synapse.weight.grad.abs().sum() > 0
     optimizer.step()

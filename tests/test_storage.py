@@ -88,7 +88,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(CheckpointError, match=r"could not be written \(No space left on device\); what stood there is unchanged"):
+    with pytest.raises(
+        CheckpointError, match=r"could not be written \(No space left on device\); what stood there is unchanged"
+    ):
         sp.save(mlp((4,), [3], 2, seed=2), path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]

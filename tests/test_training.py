@@ -81,7 +81,9 @@ def test_ctrl_c_stops_after_the_batch_and_keeps_the_last_checkpoint(tmp_path: Pa
         except KeyboardInterrupt as stop:
             print("stopped:", stop)
     """)
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
     assert process.stdout is not None
     seen = [process.stdout.readline() for _ in range(2)]
     assert seen[1].startswith("epoch 2/10000")
@@ -148,7 +150,10 @@ def test_homeostasis_brings_dead_and_busy_neurons_into_the_band(act_on: str) -> 
     start = sp.dead_neurons(network, data.train, 8).layers[0]
     assert start.dead > 0.4
     assert start.rate > 0.4
-    rule = sp.SigProp(homeostasis=sp.Homeostasis(lowest=0.05, highest=0.2, strength=0.2, act_on=act_on), optimizer=partial(torch.optim.SGD, lr=0.0))
+    rule = sp.SigProp(
+        homeostasis=sp.Homeostasis(lowest=0.05, highest=0.2, strength=0.2, act_on=act_on),
+        optimizer=partial(torch.optim.SGD, lr=0.0),
+    )
     sp.fit(network, rule, data, 8, 12, progress=False)
     end = sp.dead_neurons(network, data.train, 8).layers[0]
     rates = end.spike_counts / (len(data.train.inputs) * 8)
@@ -181,7 +186,8 @@ def test_digits_accuracy(learn_on) -> None:
 def test_mnist_learns(data_root: Path) -> None:
     data = sp.data.load("mnist", data_root)
     part = sp.data.from_arrays(
-        train=(data.train.inputs[:6000], data.train.labels[:6000]), test=(data.validation.inputs[:2000], data.validation.labels[:2000])
+        train=(data.train.inputs[:6000], data.train.labels[:6000]),
+        test=(data.validation.inputs[:2000], data.validation.labels[:2000]),
     )
     network = mlp(part.input_shape, [128, 128], 10)
     sp.fit(network, sp.SigProp(), part, 8, 3, progress=False)

@@ -176,6 +176,7 @@ def collect(recordings: list[Any], name: str, steps: int, batch: int) -> dict[st
 
 
 def main(network_path: str, messages_path: str, out_path: str) -> None:
+    """Run the messages of one file through the network of another, and write what every layer did."""
     with np.load(network_path, allow_pickle=False) as archive:
         network = dict(archive)
     with np.load(messages_path, allow_pickle=False) as archive:

@@ -1,9 +1,9 @@
 """What a learning rule is: an object that holds its settings, while everything that changes is passed in and out.
 
-    state = rule.initial_state(network)                       # optimiser and running means; lives as long as the training
-    for inputs, labels in sequences:
-        state = rule.begin(state)                             # a new sequence: membranes and traces at rest
-        answer, state = rule.learn(network, state, inputs, labels)    # [k, B, ...]: the whole sequence, or a stretch of it
+state = rule.initial_state(network)                       # optimiser and running means; lives as long as the training
+for inputs, labels in sequences:
+    state = rule.begin(state)                             # a new sequence: membranes and traces at rest
+    answer, state = rule.learn(network, state, inputs, labels)    # [k, B, ...]: the whole sequence, or a stretch of it
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Answer(NamedTuple):
     """What the network answered before it learned from the last step it was given.
 
     ``outputs [B, outputs]``: the readout's, from the activity since the sequence began. ``loss [layers]``: each layer's local
-    loss, averaged over the steps given. ``activity``: per layer the mean activity over those steps and the batch ``[*features]``.
+    loss, averaged over the steps given. ``activity``: per layer the mean over those steps and the batch ``[*features]``.
     """
 
     outputs: Tensor
@@ -62,7 +62,9 @@ def make_optimizer(factory: OptimizerFactory, parameters: list[Tensor]) -> torch
     """The optimiser, refused if its ``step()`` wants to evaluate the loss again, which no forward-only rule can."""
     optimizer = factory(parameters)
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise UnsupportedError("the optimiser LBFGS calls the loss again from its step(); use one that only reads .grad, such as Adam")
+        raise UnsupportedError(
+            "the optimiser LBFGS calls the loss again from its step(); use one that only reads .grad, such as Adam"
+        )
     return optimizer
 
 
@@ -70,8 +72,8 @@ def make_optimizer(factory: OptimizerFactory, parameters: list[Tensor]) -> torch
 def descend(optimizer: torch.optim.Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
     """Hand the gradients to a ``torch.optim`` optimiser and let it step.
 
-    Leaves inference mode for it: the moments that an optimiser creates on its first step, and ``.grad``, must be ordinary tensors
-    or the network could not be used in an ordinary training loop afterwards.
+    Leaves inference mode for it: the moments that an optimiser creates on its first step, and ``.grad``, must be ordinary
+    tensors or the network could not be used in an ordinary training loop afterwards.
     """
     with torch.inference_mode(False):
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -89,12 +91,16 @@ def check_labels(network: Network, inputs: Tensor, labels: Tensor) -> Tensor:
         raise InputError(f"the labels are of type {labels.dtype}, the network was built for {kinds[network.regression]}")
     if network.regression:
         if labels.shape != (batch, network.outputs):
-            raise InputError(f"the targets have shape {tuple(labels.shape)}, expected [B, outputs] = {(batch, network.outputs)}")
+            raise InputError(
+                f"the targets have shape {tuple(labels.shape)}, expected [B, outputs] = {(batch, network.outputs)}"
+            )
         if not torch.isfinite(labels.sum()):
             raise InputError("the targets hold NaN or infinite values")
         return labels
     if labels.shape not in ((batch,), (steps, batch)):
-        raise InputError(f"the labels have shape {tuple(labels.shape)}, expected [B] = ({batch},) or [T, B] = ({steps}, {batch})")
+        raise InputError(
+            f"the labels have shape {tuple(labels.shape)}, expected [B] = ({batch},) or [T, B] = ({steps}, {batch})"
+        )
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= network.outputs:
         found = lowest if lowest < 0 else highest

@@ -1,7 +1,7 @@
 """Signal Propagation on spiking networks (Kohan, Rietman, Siegelmann, arXiv 2204.01723).
 
-The target travels forward through the same network as the input, as extra rows: one per class, which enter the first layer through
-synapses of their own and share every weight after it. Each layer learns while the two pass through it:
+The target travels forward through the same network as the input, as extra rows: one per class, which enter the first layer
+through synapses of their own and share every weight after it. Each layer learns while the two pass through it:
 
     h = phi(U of the input rows) [B, n]        t = phi(U of the target rows) [C, n]
     L = cross_entropy(similarity(h, t) / temperature, label)
@@ -13,8 +13,7 @@ Nothing crosses a layer or an update window backwards, so all of it runs under `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -24,7 +23,7 @@ from torch import Tensor
 from spikeprop.errors import InputError
 from spikeprop.homeostasis import Homeostasis
 from spikeprop.losses import LocalLoss, SimilarityCrossEntropy
-from spikeprop.network import Network, is_constant
+from spikeprop.network import Network
 from spikeprop.neuron import NeuronState
 from spikeprop.rules.base import Answer, OptimizerFactory, Rule, check_labels, descend, make_optimizer
 from spikeprop.signals import FixedProjection, LearnedProjection
@@ -33,19 +32,26 @@ from spikeprop.traces import Eligibility, Source, eligibility
 
 
 @dataclass
+class Stream:
+    """A sequence in progress: where its neurons, traces and counts stand."""
+
+    neurons: list[NeuronState[Tensor]]  # per layer, B + C rows
+    eligibilities: list[Eligibility]
+    count: Tensor  # activity of the last layer since the sequence began [B, *features]
+    activity: list[Tensor]  # per layer, summed over the rows and steps since the last update
+    phi: list[Tensor]
+    steps: int = 0  # since the sequence began
+    window: int = 0  # since the last update
+
+
+@dataclass
 class SigPropState:
-    """What :class:`SigProp` carries along. ``optimizer`` and ``means`` live as long as the training, the rest one sequence."""
+    """What :class:`SigProp` carries along: optimiser and running means as long as the training lasts, a stream per sequence."""
 
     optimizer: torch.optim.Optimizer
     parameters: list[Tensor]
     means: list[Tensor | None]  # per layer: running mean of phi over input rows, for batches of one
-    neurons: Sequence[NeuronState[Tensor]] | None = None
-    eligibilities: list[Eligibility] = field(default_factory=list)
-    count: Tensor | None = None  # activity of the last layer summed since the sequence began [B, n]
-    steps: int = 0  # since the sequence began
-    window: int = 0  # steps since the last update
-    activity: list[Tensor | float] = field(default_factory=list)  # per layer, summed over the window's steps and rows
-    phi: list[Tensor | float] = field(default_factory=list)
+    stream: Stream | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class SigProp(Rule):
         loss: local loss of every layer.
         target: how labels enter the first layer, learned or fixed.
         trace: "shared" (online, one trace per input) or "exact" (a spike wipes its neuron's trace; buffers the window).
-        update_every: steps between weight updates; None updates once, at the end of each call of ``learn``.
+        update_every: steps between weight updates; None updates once, at the end of each call of ``learn``. Steps left over
+            when a sequence ends are not learned from.
         optimizer: makes any ``torch.optim`` optimiser that only reads ``.grad`` from a list of tensors.
         homeostasis: the band that holds every neuron's rate, or None.
     """
@@ -77,7 +84,7 @@ class SigProp(Rule):
             if self.homeostasis is not None:
                 self.homeostasis.prepare(layer)
         target = network.attach_target(scale=self.target.scale, learned=self.target.learned, generator=generator)
-        weights = [layer.synapse.weight for layer in network.layers if layer.synapse.weight is not None]
+        weights: list[Tensor] = [layer.synapse.weight for layer in network.layers if layer.synapse.weight is not None]
         parameters = [*weights, *(layer.bias for layer in network.layers), *network.readout.parameters()]
         parameters += [target.weight] if target.learned else []
         return SigPropState(make_optimizer(self.optimizer, parameters), parameters, [None] * len(network.layers))
@@ -101,96 +108,100 @@ class SigProp(Rule):
                 f"SigProp: a batch of {inputs.shape[1]} has no pairs to compare, which {type(self.loss).__name__} with "
                 f"{'real targets' if network.regression else 'class targets'} learns from; use a batch of at least 2"
             )
+        if state.stream is None:
+            state.stream = self._rest(network, inputs.shape[1])
+        stream = state.stream
+        if len(stream.count) != inputs.shape[1]:
+            raise InputError(
+                f"SigProp: the sequence began with a batch of {len(stream.count)} and goes on with one of {inputs.shape[1]}; "
+                "call rule.begin(state) before a new sequence"
+            )
         losses, seen, start = [], [], 0
         while start < len(inputs):
-            stop = len(inputs) if self.update_every is None else min(len(inputs), start + self.update_every - state.window)
+            stop = len(inputs) if self.update_every is None else min(len(inputs), start + self.update_every - stream.window)
             present = labels if network.regression else labels[start:stop]
-            loss, activity = self._propagate(network, state, inputs[start:stop], present)
-            outputs, delta = self._answer(network, state, present if network.regression else present[-1])
+            loss, activity = self._propagate(network, state.means, stream, inputs[start:stop], present)
+            rates = stream.count / stream.steps
+            outputs = network.readout(rates)
             losses.append(loss)
             seen.append(activity)
-            if state.window == self.update_every or (self.update_every is None and stop == len(inputs)):
-                self._update(network, state, delta)
+            if stream.window == self.update_every or (self.update_every is None and stop == len(inputs)):
+                delta = network.readout.delta(outputs, labels if network.regression else present[-1])[1]
+                self._update(network, state, stream, [delta.T @ rates.flatten(1) / len(delta), delta.mean(0)])
             start = stop
         with torch.inference_mode(False):  # what the caller keeps are ordinary tensors
-            state.neurons = [NeuronState(*(part.clone() for part in neurons)) for neurons in state.neurons or ()]
-            mean = [sum(parts).div(inputs.shape[0] * inputs.shape[1]) for parts in zip(*seen, strict=True)]
-            return Answer(outputs.clone(), torch.stack(losses).sum(0).div(len(inputs)), mean), state
+            stream.neurons = [NeuronState(*(part.clone() for part in neurons)) for neurons in stream.neurons]
+            activity = [torch.stack(parts).sum(0) / (inputs.shape[0] * inputs.shape[1]) for parts in zip(*seen, strict=True)]
+            return Answer(outputs.clone(), torch.stack(losses).sum(0) / len(inputs), activity), state
 
-    def _propagate(self, network: Network, state: SigPropState, x: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _propagate(
+        self, network: Network, means: list[Tensor | None], stream: Stream, x: Tensor, labels: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
         """Both streams through every layer for k steps; local losses summed over steps, activity summed over steps and rows."""
         steps, batch = x.shape[:2]
         if network.regression:  # every sample is its own context
             targets, labels = labels, torch.arange(batch, device=x.device).expand(steps, batch)
         else:
             targets = torch.eye(network.outputs, dtype=x.dtype, device=x.device)
-        targets = targets.expand(steps, *targets.shape)
-        if state.neurons is None:
-            self._rest(network, state, batch, targets.shape[1])
-        losses, activities, states = [], [], []
+        losses, activities = [], []
         for index, layer in enumerate(network.layers):
             drive, sources = layer.drive(x), [x]
             if index == 0:
-                context = network.target(targets[0]).expand(steps, -1, *layer.output_shape)
-                drive, sources = torch.cat([drive, context], 1), [x, targets]
-            (spikes, membrane), neurons = layer.neuron.run(state.neurons[index], drive, network.fold_bias(index))
+                context = network.attach_target()(targets).expand(steps, -1, *layer.output_shape)
+                drive, sources = torch.cat([drive, context], 1), [x, targets.expand(steps, *targets.shape)]
+            (spikes, membrane), stream.neurons[index] = layer.neuron.run(stream.neurons[index], drive, network.fold_bias(index))
 
             phi, slope = self.learn_on(membrane, layer.neuron.threshold)
             phi = phi.flatten(2)
-            loss, dh, dt = self.loss(phi[:, :batch], phi[:, batch:], labels, state.means[index] if batch == 1 else None)
+            loss, dh, dt = self.loss(phi[:, :batch], phi[:, batch:], labels, means[index] if batch == 1 else None)
             error = torch.cat([dh, dt], 1).view_as(membrane)
-            state.eligibilities[index].observe(sources, error if slope is None else error * slope, spikes)
+            stream.eligibilities[index].observe(sources, error if slope is None else error * slope, spikes)
 
             losses.append(loss.sum())
             activities.append(spikes[:, :batch].sum((0, 1)))
-            states.append(neurons)
-            state.activity[index] = state.activity[index] + activities[index]
-            state.phi[index] = state.phi[index] + phi[:, :batch].sum((0, 1))
+            stream.activity[index] = stream.activity[index] + activities[index]
+            stream.phi[index] = stream.phi[index] + phi[:, :batch].sum((0, 1))
             x = spikes
-        state.neurons = states
-        state.count = state.count + x[:, :batch].sum(0)
-        state.steps += steps
-        state.window += steps
+        stream.count = stream.count + x[:, :batch].sum(0)
+        stream.steps += steps
+        stream.window += steps
         return torch.stack(losses), activities
 
-    def _rest(self, network: Network, state: SigPropState, batch: int, contexts: int) -> None:
+    def _rest(self, network: Network, batch: int) -> Stream:
         """The start of a sequence: membranes, traces and counts at zero."""
-        state.neurons = network.initial_state(batch + contexts)
+        target = network.attach_target()
+        neurons = network.initial_state(batch + (batch if network.regression else network.outputs))
+        eligibilities = []
         for index, layer in enumerate(network.layers):
             sources = [Source(layer.synapse, slice(None))]
             if index == 0:
-                sources = [Source(layer.synapse, slice(0, batch)), Source(network.target, slice(batch, None))]
-            state.eligibilities.append(eligibility(layer, sources, exact=self.trace == "exact"))
-        state.count = 0.0
-        state.activity, state.phi = [0.0] * len(network.layers), [0.0] * len(network.layers)
+                sources = [Source(layer.synapse, slice(0, batch)), Source(target, slice(batch, None))]
+            eligibilities.append(eligibility(layer, sources, exact=self.trace == "exact"))
+        silence = [torch.zeros_like(layer.rate) for layer in network.layers]
+        return Stream(neurons, eligibilities, neurons[-1].membrane[:batch], silence, [part.flatten() for part in silence])
 
-    def _answer(self, network: Network, state: SigPropState, targets: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = network.readout(state.count / state.steps)
-        return outputs, network.readout.delta(outputs, targets)[1]
-
-    def _update(self, network: Network, state: SigPropState, delta: Tensor) -> None:
+    def _update(self, network: Network, state: SigPropState, stream: Stream, readout: list[Tensor]) -> None:
         """One step of the optimiser, then homeostasis and the running means, all from this window alone."""
-        batch = len(delta)
         weights, biases, target = [], [], []
         for index, layer in enumerate(network.layers):
-            gradients, at_bias = state.eligibilities[index].collect()
+            gradients, at_bias = stream.eligibilities[index].collect()
             if layer.synapse.weight is not None:
                 mean, weight = network.centre(index), gradients[0]
                 if mean is not None:  # the folded bias depends on the weights too
                     through = (at_bias / (1.0 - layer.neuron.alpha)).unsqueeze(0)
                     weight = weight - layer.synapse.weight_gradient(through, mean.unsqueeze(0))
-                weights.append(weight / state.window)
-            biases.append(at_bias.sum_to_size(layer.bias.shape) / state.window)
-            target += [gradients[1] / state.window] if index == 0 and network.target.learned else []
-        readout = [delta.T @ (state.count.flatten(1) / state.steps) / batch, delta.mean(0)]
+                weights.append(weight / stream.window)
+            biases.append(at_bias.sum_to_size(layer.bias.shape) / stream.window)
+            target += [gradients[1] / stream.window] if index == 0 and network.attach_target().learned else []
         descend(state.optimizer, state.parameters, [*weights, *biases, *readout, *target])
 
+        batch = len(stream.count)
         for index, layer in enumerate(network.layers):
-            samples = state.window * batch
-            Homeostasis.follow(layer, state.activity[index] / samples, batch)
+            samples = stream.window * batch
+            Homeostasis.follow(layer, stream.activity[index] / samples, batch)
             if self.homeostasis is not None:
                 self.homeostasis.regulate(layer, batch)
-            mean = state.phi[index] / samples
-            state.means[index] = mean if state.means[index] is None else state.means[index].lerp(mean, min(0.1, batch / 128))
-            state.activity[index], state.phi[index] = 0.0, 0.0
-        state.window = 0
+            before, mean = state.means[index], stream.phi[index] / samples
+            state.means[index] = mean if before is None else before.lerp(mean, min(0.1, batch / 128))
+            stream.activity[index], stream.phi[index] = torch.zeros_like(layer.rate), torch.zeros_like(mean)
+        stream.window = 0
