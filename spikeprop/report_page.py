@@ -232,8 +232,8 @@ identical integers.</p>
 {quantisation}
 <h2>What it cost</h2>
 {cost}
-<p class="quiet">Training time is without validation, on one thread. Memory is the resident set, Python and torch included; each training ran
-in a process of its own. All figures of this page are in <code>report.json</code>; look closer with <code>spikeprop
+<p class="quiet">Training time is without validation, on one thread. Memory is the resident set, Python and torch included; each
+training ran in a process of its own. All figures of this page are in <code>report.json</code>; look closer with <code>spikeprop
 diagnose</code> on the run folders beside it.</p>
 <footer>{foot}</footer>
 </body></html>
