@@ -21,7 +21,7 @@ def mlp(
     outputs: int,
     *,
     neuron: Neuron | None = None,
-    gain: float = 2.0,
+    gain: float = 1.0,
     centred: bool = True,
     regression: bool = False,
     seed: int = 0,
@@ -33,9 +33,9 @@ def mlp(
         hidden: neurons per layer, for example ``[256, 256]``.
         outputs: number of classes, or of real outputs with ``regression=True``.
         neuron: the neurons of every layer (a copy each); ``LIF()`` by default.
-        gain: weights are drawn from N(0, gain^2 / fan-in). At 2, a layer of LIF neurons with beta = 0.9 and threshold 1 that
-            receives about 0.12 spikes per step sends as many, so that neurons spike from the start and activity neither dies
-            out nor saturates with depth (tests/test_network.py); a larger threshold or faster decay wants a larger gain.
+        gain: weights are drawn from N(0, gain^2 / fan-in). Together with a bias that starts at threshold * (1 - beta), where the
+            membrane of a neuron without input settles at its threshold, so that any drive above the mean makes it spike:
+            neurons spike from the start, several layers deep.
         centred: see :class:`spikeprop.Network`.
         seed: fixes every weight.
 
@@ -53,7 +53,7 @@ def mlp(
         if index == 0 and len(input_shape) > 1:
             synapse = Chain(Flatten(), synapse)
         layers.append((synapse, copy.deepcopy(neuron)))
-    return Network(input_shape, layers, outputs, centred=centred, regression=regression)
+    return _rest_at_threshold(Network(input_shape, layers, outputs, centred=centred, regression=regression))
 
 
 def conv(
@@ -65,7 +65,7 @@ def conv(
     pool: int = 2,
     hidden: Sequence[int] = (128,),
     neuron: Neuron | None = None,
-    gain: float = 2.0,
+    gain: float = 1.0,
     centred: bool = True,
     seed: int = 0,
 ) -> Network:
@@ -104,4 +104,11 @@ def conv(
         dense = Dense(shape[0], width, gain=gain * (pool if index == 0 else 1), generator=generator)
         layers.append((Chain(*parts, dense) if parts else dense, copy.deepcopy(neuron)))
         shape = (width,)
-    return Network(input_shape, layers, outputs, centred=centred)
+    return _rest_at_threshold(Network(input_shape, layers, outputs, centred=centred))
+
+
+def _rest_at_threshold(network: Network) -> Network:
+    for layer in network.layers:
+        if layer.neuron.spiking:
+            layer.bias.add_(layer.neuron.threshold * (1.0 - layer.neuron.beta))
+    return network

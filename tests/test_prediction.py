@@ -63,6 +63,7 @@ def test_predictions_do_not_depend_on_the_other_samples_of_a_batch() -> None:
 def by_hand() -> sp.Network:
     """Six neurons that see the input 1 with weights that kill, starve, saturate, and let live."""
     network = mlp((1,), [6], 2, neuron=sp.LIF(0.0, 1.0), centred=False)
+    network.layers[0].bias.zero_()
     network.layers[0].synapse.weight.copy_(torch.tensor([[0.2], [-5.0], [1.5], [10.0], [1.5], [1.001]]))
     return network
 
