@@ -9,7 +9,8 @@ activity. Two forms:
 * :class:`WindowTrace` holds only the spike constant. Under reset to zero a spike wipes the neuron's memory, and with it the
   eligibility of everything before: lambda[t] = error[t] + beta (1 - S[t]) lambda[t+1], dW = sum_t lambda[t]^T x[t]. The scan
   runs back in time inside one update window, never across windows and never across layers; the window is buffered.
-  It also serves decays that differ between the neurons of a layer, where no trace can be shared.
+  What lies before the window counts through the shared trace. It also serves decays that differ between the neurons of a layer,
+  where no trace can be shared.
 """
 
 from __future__ import annotations
@@ -70,25 +71,40 @@ class SharedTrace(Eligibility):
         nothing = torch.zeros((), dtype=self.layer.bias.dtype, device=self.layer.bias.device)
         self.gradients, self.bias_gradient = [nothing] * len(self.sources), nothing
 
-    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor) -> None:
-        ones = torch.ones(len(error), dtype=torch.float64)
-        response = low_pass(ones, self.beta, self.bias_trace)
+    def follow(self, inputs: list[Tensor], steps: int) -> tuple[Tensor, list[Tensor | None]]:
+        """Move the traces on by some steps of input.
+
+        Returns the filter's response to a constant 1 (the bias's trace) per step ``[k]``, and each source's traces ``[k, rows,
+        *input_shape]``, or None where the input is constant from rest and its trace is just the response times the input.
+        """
+        response = low_pass(torch.ones(steps, dtype=torch.float64), self.beta, self.bias_trace)
         self.bias_trace = response[-1].clone()
-        self.bias_gradient = self.bias_gradient + torch.tensordot(response.to(error), error.sum(1), 1)
-        for index, (source, x) in enumerate(zip(self.sources, inputs, strict=True)):
+        followed: list[Tensor | None] = []
+        for index, x in enumerate(inputs):
+            before = self.traces[index]
+            if before is None and is_constant(x) and self.alpha == 0.0:
+                followed.append(None)
+                self.traces[index] = (x[0], x[0] * float(response[-1]))
+            else:
+                current, trace = before or (None, None)
+                currents = low_pass(x, self.alpha, current)
+                traces = low_pass(currents, self.beta, trace)
+                followed.append(traces)
+                self.traces[index] = (currents[-1].clone(), traces[-1].clone())
+        return response, followed
+
+    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor) -> None:
+        response, followed = self.follow(inputs, len(error))
+        response = response.to(error)
+        self.bias_gradient = self.bias_gradient + torch.tensordot(response, error.sum(1), 1)
+        for index, (source, x, traces) in enumerate(zip(self.sources, inputs, followed, strict=True)):
             if source.synapse.weight is None:
                 continue
             own = error[:, source.rows]
-            if is_constant(x) and self.traces[index] is None and self.alpha == 0.0:
-                # A constant input leaves rest as x times the filter's step response: one product serves all steps.
-                gradient = source.synapse.weight_gradient(torch.tensordot(response.to(own), own, 1), x[0])
-                self.traces[index] = (x[0], x[0] * float(response[-1]))
+            if traces is None:  # one product serves all steps
+                gradient = source.synapse.weight_gradient(torch.tensordot(response, own, 1), x[0])
             else:
-                current, trace = self.traces[index] or (None, None)
-                currents = low_pass(x, self.alpha, current)
-                traces = low_pass(currents, self.beta, trace)
                 gradient = source.synapse.weight_gradient(own.flatten(0, 1), traces.flatten(0, 1))
-                self.traces[index] = (currents[-1].clone(), traces[-1].clone())
             self.gradients[index] = self.gradients[index] + gradient
 
     def collect(self) -> tuple[list[Tensor], Tensor]:
@@ -98,38 +114,73 @@ class SharedTrace(Eligibility):
 
 
 class WindowTrace(Eligibility):
-    """The window's adjoint scan: exact under every reset if ``gated``; otherwise the shared trace's meaning, per neuron."""
+    """The window's adjoint scan: exact under every reset if ``gated``; otherwise the shared trace's meaning, per neuron.
+
+    What came before the window counts through the shared trace, gated by the last spike before it; where decays differ
+    between the neurons of a layer there is no shared trace, and credit ends at the window's start.
+    """
 
     def __init__(self, layer: Layer, sources: list[Source], *, gated: bool) -> None:
         super().__init__(layer, sources)
         self.gated = gated and layer.neuron.reset_mechanism == "zero"
         self.window: list[tuple[list[Tensor], Tensor, Tensor]] = []
+        self.before: SharedTrace | None = None
+        self.last_spikes: Tensor | None = None
+        neuron = layer.neuron
+        if not isinstance(neuron.alpha, Tensor) and not isinstance(neuron.beta, Tensor):
+            self.before = SharedTrace(layer, sources)
 
     def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor) -> None:
         self.window.append((inputs, error, spikes))
 
     def collect(self) -> tuple[list[Tensor], Tensor]:
-        inputs = [torch.cat(parts) for parts in zip(*(entry[0] for entry in self.window), strict=True)]
+        inputs = [
+            parts[0] if len(parts) == 1 else torch.cat(parts)
+            for parts in zip(*(entry[0] for entry in self.window), strict=True)
+        ]
         error = torch.cat([entry[1] for entry in self.window])
         spikes = torch.cat([entry[2] for entry in self.window])
         self.window = []
-        neuron = self.layer.neuron
-        at_membrane = torch.zeros_like(error[0])
-        at_current = torch.zeros_like(error[0])
+        at_membrane, at_current = torch.zeros_like(error[0]), torch.zeros_like(error[0])
         responsible, bias_gradient = torch.empty_like(error), torch.zeros_like(error[0, 0])
         for step in range(len(error) - 1, -1, -1):
-            kept = neuron.beta * (1.0 - spikes[step]) if self.gated else neuron.beta
-            at_membrane = error[step] + kept * at_membrane
-            at_current = at_membrane + neuron.alpha * at_current
+            at_membrane = error[step] + self._kept(spikes[step]) * at_membrane
+            at_current = at_membrane + self.layer.neuron.alpha * at_current
             responsible[step] = at_current
             bias_gradient += at_membrane.sum(0)
-        gradients = [
-            bias_gradient.new_zeros(())
-            if source.synapse.weight is None
-            else source.synapse.weight_gradient(responsible[:, source.rows].flatten(0, 1), x.flatten(0, 1))
-            for source, x in zip(self.sources, inputs, strict=True)
-        ]
+        gradients = []
+        for source, x in zip(self.sources, inputs, strict=True):
+            own = responsible[:, source.rows]
+            if source.synapse.weight is None:
+                gradients.append(bias_gradient.new_zeros(()))
+            elif is_constant(x):
+                gradients.append(source.synapse.weight_gradient(own.sum(0), x[0]))
+            else:
+                gradients.append(source.synapse.weight_gradient(own.flatten(0, 1), x.flatten(0, 1)))
+        if self.before is not None:
+            if self.last_spikes is not None:
+                gradients, bias_gradient = self._add_what_came_before(gradients, bias_gradient, at_membrane, at_current)
+            self.before.follow(inputs, len(error))
+            self.last_spikes = spikes[-1].clone()
         return gradients, bias_gradient
+
+    def _kept(self, spikes: Tensor) -> float | Tensor:
+        """dU[t+1]/dU[t], given the spikes at t."""
+        return self.layer.neuron.beta * (1.0 - spikes) if self.gated else self.layer.neuron.beta
+
+    def _add_what_came_before(
+        self, gradients: list[Tensor], bias_gradient: Tensor, at_membrane: Tensor, at_current: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """The first step's responsibility for the membrane and current that the window began with."""
+        assert self.before is not None
+        assert self.last_spikes is not None
+        at_membrane = self._kept(self.last_spikes) * at_membrane
+        at_current = self.layer.neuron.alpha * at_current
+        for index, (source, traces) in enumerate(zip(self.sources, self.before.traces, strict=True)):
+            if source.synapse.weight is not None and traces is not None:
+                for responsible, trace in zip((at_current, at_membrane), traces, strict=True):
+                    gradients[index] = gradients[index] + source.synapse.weight_gradient(responsible[source.rows], trace)
+        return gradients, bias_gradient + at_membrane.sum(0) * float(self.before.bias_trace)
 
 
 def eligibility(layer: Layer, sources: list[Source], *, exact: bool) -> Eligibility:

@@ -232,9 +232,8 @@ def no_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("autograd was used")
 
-    monkeypatch.setattr(torch.Tensor, "backward", refuse)
-    monkeypatch.setattr(torch.autograd, "backward", refuse)
-    monkeypatch.setattr(torch.autograd, "grad", refuse)
+    for owner, name in ((torch.Tensor, "backward"), (torch.autograd, "backward"), (torch.autograd, "grad")):
+        monkeypatch.setattr(owner, name, refuse)
 
 
 @pytest.mark.parametrize("learn_on", [sp.Membrane(), sp.Membrane(clip=None), sp.ATan()])
