@@ -33,9 +33,9 @@ def mlp(
         hidden: neurons per layer, for example ``[256, 256]``.
         outputs: number of classes, or of real outputs with ``regression=True``.
         neuron: the neurons of every layer (a copy each); ``LIF()`` by default.
-        gain: weights are drawn from N(0, gain^2 / fan-in). Together with a bias that starts at threshold * (1 - beta), where the
-            membrane of a neuron without input settles at its threshold, so that any drive above the mean makes it spike:
-            neurons spike from the start, several layers deep.
+        gain: weights are drawn from N(0, gain^2 / fan-in). Biases start at threshold * (1 - beta), where the membrane of a
+            neuron without input settles at its threshold and any drive above the mean makes it spike: neurons spike from the
+            start, several layers deep.
         centred: see :class:`spikeprop.Network`.
         seed: fixes every weight.
 

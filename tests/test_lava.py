@@ -196,8 +196,8 @@ BROKEN = """
 def test_a_process_inside_lava_fails(tmp_path: Path, fault: str, message: str) -> None:
     """Lava alone would wait for it for ever. A failure is noticed at once; only a process that hangs needs the time-out."""
     started = time.monotonic()
+    worker = stand_in(tmp_path, BROKEN.replace("{fault}", fault), real=True)
     with pytest.raises(BackendError, match=message):
-        worker = stand_in(tmp_path, BROKEN.replace("{fault}", fault), real=True)
         lava.run(NETWORK, MESSAGES, timeout=8 if "sleep" in fault else 60, _worker=worker)
     assert time.monotonic() - started < 20
     assert_nothing_left(tmp_path)

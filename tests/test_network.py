@@ -148,7 +148,10 @@ def test_initial_weights_have_the_stated_scale() -> None:
         (lambda: conv((1, 8, 8), [4], 2, kernel_size=4), "an odd size"),
         (lambda: conv((1, 3, 3), [4, 4, 4], 2), r"AvgPool2d\(2\): the input has shape"),
         (lambda: sp.Network((4,), [], 2), "0 layers and 2 outputs"),
-        (lambda: sp.Network((4,), [(sp.Dense(4, 3), sp.LIF()), (sp.Dense(5, 3), sp.LIF())], 2), r"layer 2: Dense\(5, 3\): the input has shape \(3,\)"),
+        (
+            lambda: sp.Network((4,), [(sp.Dense(4, 3), sp.LIF()), (sp.Dense(5, 3), sp.LIF())], 2),
+            r"layer 2: Dense\(5, 3\): the input has shape \(3,\)",
+        ),
         (lambda: sp.Network((1, 4, 4), [(sp.Dense(16, 3), sp.LIF())], 2), r"layer 1: Dense.*put Flatten\(\) before it"),
         (lambda: sp.Network((1, 4, 4), [(sp.Conv2d(2, 3, 3), sp.LIF())], 2), r"layer 1: Conv2d: the input has shape"),
         (lambda: sp.Conv2d(3, 4, 3, groups=2), "groups = 2 must divide"),

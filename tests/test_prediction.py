@@ -95,9 +95,15 @@ def test_silence_on_one_sample_is_not_death() -> None:
     ("act", "message"),
     [
         (lambda n: sp.dead_neurons(n, (torch.zeros(0, 1), None), 3), "the data set is empty"),
-        (lambda n: sp.dead_neurons(n, (torch.zeros(3, 2), None), 3), r"inputs have shape \(3, 2\), the network expects \[N, 1\] or \[N, T, 1\]"),
+        (
+            lambda n: sp.dead_neurons(n, (torch.zeros(3, 2), None), 3),
+            r"inputs have shape \(3, 2\), the network expects \[N, 1\] or \[N, T, 1\]",
+        ),
         (lambda n: sp.evaluate(n, (torch.zeros(3, 1), torch.zeros(3).long())), "num_steps is missing"),
-        (lambda n: sp.dead_neurons(mlp((1,), [3], 2, neuron=sp.Rate()), (torch.zeros(3, 1), None), 3), "layer 1: Rate neurons do not spike"),
+        (
+            lambda n: sp.dead_neurons(mlp((1,), [3], 2, neuron=sp.Rate()), (torch.zeros(3, 1), None), 3),
+            "layer 1: Rate neurons do not spike",
+        ),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(act, message: str) -> None:

@@ -354,26 +354,71 @@ def test_regression_by_the_delta_rule_readout() -> None:
     assert found.error < 0.25 * float(targets[500:].var(0).mean())
 
 
+def learn(network: sp.Network, inputs: Tensor, labels: Tensor, **settings: object) -> None:
+    rule = sp.SigProp(**settings)
+    rule.learn(network, rule.initial_state(network), inputs, labels)
+
+
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
-        (lambda n, x: sp.SigProp(loss=sp.Pairwise()).learn(n, sp.SigProp().initial_state(n), x[:, :1], LABELS[:1]), InputError, "batch of 1 has no pairs"),
-        (lambda n, x: sp.SigProp(optimizer=torch.optim.LBFGS).initial_state(n), UnsupportedError, "LBFGS calls the loss again"),
-        (lambda n, x: sp.SigProp(update_every=0).initial_state(n), InputError, "update_every = 0 must be at least 1"),
-        (lambda n, x: sp.SigProp().learn(n, sp.SigProp().initial_state(n), x, LABELS + 2), InputError, r"label 4 lies outside 0..3"),
-        (lambda n, x: sp.SigProp().learn(n, sp.SigProp().initial_state(n), x, LABELS - 1), InputError, r"label -1 lies outside 0..3"),
-        (lambda n, x: sp.SigProp().learn(n, sp.SigProp().initial_state(n), x, LABELS[:3]), InputError, r"labels have shape \(3,\), expected \[B\] = \(7,\)"),
-        (lambda n, x: sp.SigProp().learn(n, sp.SigProp().initial_state(n), x, LABELS.double()), InputError, "built for integer classes"),
-        (lambda n, x: sp.SigProp().learn(n, sp.SigProp().initial_state(n), x * torch.nan, LABELS), InputError, "NaN or infinite"),
-        (lambda n, x: sp.SigProp().learn(n, sp.SigProp().initial_state(n), x[0], LABELS), InputError, "time axis comes first"),
+        (lambda n, x: learn(n, x[:, :1], LABELS[:1], loss=sp.Pairwise()), InputError, "batch of 1 has no pairs"),
+        (lambda n, x: learn(n, x, LABELS, optimizer=torch.optim.LBFGS), UnsupportedError, "LBFGS calls the loss again"),
+        (lambda n, x: learn(n, x, LABELS, update_every=0), InputError, "update_every = 0 must be at least 1"),
+        (lambda n, x: learn(n, x, LABELS + 2), InputError, "label 4 lies outside 0..3"),
+        (lambda n, x: learn(n, x, LABELS - 1), InputError, "label -1 lies outside 0..3"),
+        (lambda n, x: learn(n, x, LABELS[:3]), InputError, r"labels have shape \(3,\), expected \[B\] = \(7,\)"),
+        (lambda n, x: learn(n, x, LABELS.double()), InputError, "built for integer classes"),
+        (lambda n, x: learn(n, x * torch.nan, LABELS), InputError, "NaN or infinite"),
+        (lambda n, x: learn(n, x[0], LABELS), InputError, "time axis comes first"),
         (lambda n, x: n.run(x[..., :5]), InputError, r"shape \(6, 7, 5\), the network expects \[T, B, 9\]"),
         (lambda n, x: n.run(x[:0]), InputError, "no time step or no sample"),
         (lambda n, x: n.run(x.long()), InputError, "convert it with inputs.float()"),
         (lambda n, x: sp.Homeostasis(lowest=0.3, highest=0.2), InputError, "must satisfy 0 < lowest < highest < 1"),
         (lambda n, x: sp.Membrane(clip=0.0), InputError, "clip = 0.0 must be above 0"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_named(act, error, message) -> None:
     network, inputs = make_network("dense", sp.LIF(0.8, 0.7))
     with pytest.raises(error, match=message):
         act(network, inputs)
+
+
+def test_a_batch_that_changes_within_a_sequence_is_named() -> None:
+    network, inputs = make_network("dense", sp.LIF(0.8, 0.7))
+    rule = sp.SigProp()
+    _, state = rule.learn(network, rule.initial_state(network), inputs, LABELS)
+    with pytest.raises(InputError, match=r"began with a batch of 7 and goes on with one of 3; call rule\.begin"):
+        rule.learn(network, state, inputs[:, :3], LABELS[:3])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+@pytest.mark.parametrize("trace", ["shared", "exact"])
+def test_credit_reaches_back_across_windows(alpha: float, trace: str) -> None:
+    """Two windows whose update changes nothing (rate 0) must ask for what one window of both asks for: always so for the
+    shared trace, and for the exact one where no neuron spiked in the first window (no reset lies in what is shared)."""
+    network, inputs = make_network("dense", sp.LIF(0.8, 1000.0, alpha=alpha))
+    network.attach_target(generator=torch.Generator().manual_seed(5))
+    asked: list[dict[str, Tensor]] = []
+    for update_every in (STEPS, STEPS // 2):
+        trained = copy.deepcopy(network)
+        rule = sp.SigProp(
+            sp.Membrane(clip=None),
+            trace=trace,
+            update_every=update_every,
+            homeostasis=None,
+            optimizer=partial(torch.optim.SGD, lr=0.0),
+        )
+        state = rule.initial_state(trained)
+        total: dict[str, Tensor] = {}
+        state = rule.begin(state)
+        for start in range(0, STEPS, update_every):
+            for layer in trained.layers:
+                layer.rate.copy_(network.layers[0].rate if layer is trained.layers[0] else network.layers[1].rate)
+            _, state = rule.learn(trained, state, inputs[start : start + update_every], LABELS)
+            for name, parameter in trained.named_parameters():
+                if parameter.grad is not None and not name.startswith("readout"):
+                    total[name] = total.get(name, 0.0) + parameter.grad * update_every
+        asked.append(total)
+    for name, tensor in asked[0].items():
+        assert torch.allclose(tensor, asked[1][name], rtol=1e-8, atol=1e-12), name

@@ -125,8 +125,13 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> No
 
 def test_an_exception_in_the_block_changes_nothing(tmp_path: Path) -> None:
     write_text(tmp_path / "a.json", "old")
-    with pytest.raises(KeyError), atomic_write(tmp_path / "a.json") as temporary:
-        temporary.write_text("new")
-        raise KeyError
+
+    def fail() -> None:
+        with atomic_write(tmp_path / "a.json") as temporary:
+            temporary.write_text("new")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert (tmp_path / "a.json").read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]

@@ -163,6 +163,7 @@ def test_homeostasis_brings_dead_and_busy_neurons_into_the_band(act_on: str) -> 
 
 def test_homeostasis_moves_nothing_inside_the_band_and_by_its_formula_outside() -> None:
     layer = mlp((4,), [4], 2).layers[0]
+    layer.bias.zero_()
     layer.rate.copy_(torch.tensor([0.0, 0.01, 0.1, 0.6]))
     sp.Homeostasis(lowest=0.02, highest=0.2, strength=0.02).regulate(layer, 128)
     assert layer.bias.tolist() == pytest.approx([0.02, 0.01, 0.0, -0.02])

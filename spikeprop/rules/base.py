@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-import torch._dynamo  # torch.optim imports it on first use; here it comes with the other imports, not inside the first training step
+import torch._dynamo  # torch.optim would import it inside the first training step
 from torch import Tensor
 
 from spikeprop.errors import InputError, UnsupportedError
