@@ -70,18 +70,18 @@ def run(finished, tmp_path):
 @pytest.mark.parametrize("rule", RULES)
 def test_train_prints_its_contract_and_leaves_a_run(rule, tmp_path, capsys):
     out = tmp_path / "run"
-    status, result, progress = call(capsys, "train", *TINY, "--rule", rule, "--epochs", 1, "--out", out)
+    status, result, progress = call(capsys, "train", *TINY, "--rule", rule, "--epochs", 3, "--out", out)
     assert status == 0 and list(result) == TRAIN_KEYS
     assert list(result["accuracy"]) == ["readout", "nearest", "tree"] and result["accuracy"]["readout"] > 0.3
     assert all(len(result[name]) == 2 for name in ("dead", "nearly_dead", "saturated", "firing_rate"))
     assert result["run"] == str(out) and result["seconds"] > 0 and result["peak_memory_mib"] > 50
-    assert "epoch 1/1" in progress
+    assert "epoch 3/3" in progress
     kept = {path.name for path in out.iterdir()}
     assert kept == {"config.json", "network.safetensors", "checkpoint.safetensors", "history.json", "result.json"}
     config = json.loads((out / "config.json").read_text())
     assert (config["rule"], config["num_steps"], config["data"], config["data_root"]) == (rule, 4, "digits", None)
     assert config["versions"]["torch"] == torch.__version__
-    assert len(runs.load_run(out).history.epochs) == 1
+    assert len(runs.load_run(out).history.epochs) == 3
 
 
 def test_every_result_is_that_of_the_library(finished, capsys):
