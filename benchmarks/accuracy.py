@@ -44,6 +44,8 @@ def make_rule(name: str, arguments: argparse.Namespace) -> sp.SigProp:
     rule = sp.SigProp(learn_on=RULES[name])
     if arguments.temperature is not None:
         rule = replace(rule, loss=sp.SimilarityCrossEntropy(temperature=arguments.temperature))
+    if arguments.trace is not None:
+        rule = replace(rule, trace=arguments.trace)
     if arguments.learning_rate is not None:
         rule = replace(rule, optimizer=functools.partial(torch.optim.Adam, lr=arguments.learning_rate))
     if arguments.highest_rate is not None:
@@ -128,6 +130,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     recipe.add_argument("--batch-size", type=int)
     recipe.add_argument("--gain", type=float, help="of the initial weights")
     recipe.add_argument("--temperature", type=float, help="of the local loss")
+    recipe.add_argument("--trace", choices=("exact", "shared"), help="of eligibility")
     recipe.add_argument("--learning-rate", type=float, help="of Adam")
     recipe.add_argument("--highest-rate", type=float, help="upper end of the homeostatic band")
     parser.add_argument("--precision", choices=("highest", "high", "medium"), default="medium", help="of float32 products")

@@ -234,6 +234,7 @@ def _rule(config: dict[str, Any]) -> SigProp:
     return SigProp(
         learn_on=RULES[config["rule"]],
         loss=SimilarityCrossEntropy(temperature=config["temperature"]),
+        trace=config["trace"],
         update_every=config["update_every"],
         optimizer=partial(optimizer, lr=config["learning_rate"]),
     )

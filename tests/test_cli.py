@@ -195,6 +195,8 @@ def test_settings_reach_network_rule_and_encoder(tmp_path, capsys):
         1e-3,
         "--temperature",
         0.2,
+        "--trace",
+        "shared",
         "--update-every",
         2,
         "--seed",
@@ -206,7 +208,7 @@ def test_settings_reach_network_rule_and_encoder(tmp_path, capsys):
     run = runs.load_run(out)
     assert run.encoder == Poisson(rate=0.5) and run.data().validation is None
     assert {(layer.neuron.beta, layer.neuron.threshold) for layer in run.network.layers} == {(0.8, 0.5)}
-    for name in ("beta", "threshold", "learning_rate", "temperature", "update_every", "seed"):
+    for name in ("beta", "threshold", "learning_rate", "temperature", "trace", "update_every", "seed"):
         assert run.config[name] == dict(zip(options[::2], options[1::2], strict=True))["--" + name.replace("_", "-")]
     assert run.quantize().inputs == "spikes"
     assert "no validation part" in refused(capsys, "evaluate", out, "--split", "validation")
