@@ -42,6 +42,11 @@ class Membrane(LearnOn):
     def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
         if self.clip is None:
             return membrane, None
+        if isinstance(threshold, float) and threshold == 0.0:
+            raise InputError(
+                f"Membrane(clip={self.clip:g}) reads the distance to the threshold, and rate neurons have none; "
+                "use SigProp(learn_on=ReLU()) for them"
+            )
         distance = membrane / threshold - 1.0
         inside = (distance.abs() <= self.clip) / threshold
         return distance.clamp(-self.clip, self.clip), inside.to(membrane.dtype)

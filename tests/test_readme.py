@@ -1,5 +1,6 @@
-"""The README's ten lines run as they stand, and its links point at files."""
+"""The README's ten lines run as they stand, its links point at files, its figures are those of the benchmarks."""
 
+import json
 import re
 from pathlib import Path
 
@@ -27,3 +28,18 @@ def test_links_and_pictures_exist() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+LABELS = {"digits": "digits, `mlp:256,256`, T = 8, 20 epochs", "mnist": "MNIST, `mlp:512,512`, T = 8, 6 epochs"}
+
+
+@pytest.mark.parametrize("data", LABELS)
+def test_the_figures_are_those_of_the_benchmarks(data: str) -> None:
+    summary = json.loads((ROOT / "benchmarks" / "results" / f"accuracy-{data}.json").read_text())["summary"]
+    for rule, found in summary.items():
+        accuracies = " | ".join(
+            f"{found['mean'][option]:.4f} ± {found['std'][option]:.4f}" for option in ("readout", "nearest", "tree")
+        )
+        worst = found["worst"]
+        row = f"| {LABELS[data]} | `{rule}` | {accuracies} | {worst['dead']:.1%} | {worst['rate']:.2f} |"
+        assert row in (ROOT / "README.md").read_text(), row
