@@ -47,7 +47,7 @@ def make_rule(name: str, arguments: argparse.Namespace) -> sp.SigProp:
     if arguments.trace is not None:
         rule = replace(rule, trace=arguments.trace)
     if arguments.learning_rate is not None:
-        rule = replace(rule, optimizer=functools.partial(torch.optim.Adam, lr=arguments.learning_rate))
+        rule = replace(rule, optimizer=functools.partial(rule.optimizer, lr=arguments.learning_rate))
     if arguments.highest_rate is not None:
         rule = replace(rule, homeostasis=sp.Homeostasis(highest=arguments.highest_rate))
     return rule
