@@ -32,8 +32,8 @@ from spikeprop.models import mlp
 from spikeprop.training import default_batch_size
 
 BENCHMARKS = {  # the network and how long it is trained
-    "digits": {"hidden": [256, 256], "num_steps": 8, "epochs": 20},
-    "mnist": {"hidden": [512, 512], "num_steps": 8, "epochs": 6},
+    "digits": {"hidden": [256, 256], "num_steps": 8, "epochs": 20, "noise": 0.3},
+    "mnist": {"hidden": [512, 512], "num_steps": 8, "epochs": 6, "noise": 0.0},
 }
 OPTIONS = ("readout", "nearest", "tree")
 HEALTH = ("dead", "nearly_dead", "saturated", "rate")
@@ -70,7 +70,8 @@ def run_cell(data: sp.data.Data, rule: sp.SigProp, settings: dict[str, Any], see
     """Train one network and look at it on the part that is asked about."""
     network, num_steps = make_network(data, settings, seed), settings["num_steps"]
     size = settings["batch_size"]
-    history = sp.fit(network, rule, data, num_steps=num_steps, epochs=settings["epochs"], batch_size=size, seed=seed)
+    limits = {"num_steps": num_steps, "epochs": settings["epochs"], "batch_size": size}
+    history = sp.fit(network, rule, data, **limits, noise=settings["noise"], seed=seed)
     split = getattr(data, settings["on"])
     health = sp.dead_neurons(network, split, num_steps=num_steps)
     return {
@@ -128,6 +129,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     recipe.add_argument("--num-steps", type=int)
     recipe.add_argument("--epochs", type=int)
     recipe.add_argument("--batch-size", type=int)
+    recipe.add_argument("--noise", type=float, help="added to the training inputs, standard deviation")
     recipe.add_argument("--gain", type=float, help="of the initial weights")
     recipe.add_argument("--temperature", type=float, help="of the local loss")
     recipe.add_argument("--trace", choices=("exact", "shared"), help="of eligibility")

@@ -82,7 +82,7 @@ def train(args: argparse.Namespace) -> Outcome:
         runs.clear(out)
         runs.write_json(out / runs.CONFIG, config)
     before = runs.peak_memory_mib()
-    limits = {"epochs": config["epochs"], "batch_size": config["batch_size"]}
+    limits = {"epochs": config["epochs"], "batch_size": config["batch_size"], "noise": config["noise"]}
     history = fit(network, rule, data, folder=out, resume=args.resume, **limits, **settings)
     peak = runs.peak_memory_mib()
 

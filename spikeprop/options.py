@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {  # of a training; None: from the data
     "learning_rate": _RULE.optimizer.keywords["lr"],
     "temperature": _RULE.loss.temperature,
     "trace": _RULE.trace,
+    "noise": 0.0,
     "update_every": None,
     "epochs": 20,
     "batch_size": None,
@@ -181,7 +182,8 @@ def _training(made: argparse.ArgumentParser, rules: Iterable[str]) -> None:
     option("--batch-size", "samples per update (default: 128, fewer for small data)", type=_count, metavar="N")
     option("--learning-rate", "of the Adam optimiser, at the start", type=_positive, metavar="X")
     option("--temperature", "of the local loss: smaller is sharper", type=_positive, metavar="X")
-    option("--trace", "exact (a spike wipes its neuron's trace) or shared (one per input, online)", choices=("exact", "shared"))
+    option("--trace", "shared (one per input, online) or exact (a spike wipes its neuron's)", choices=("shared", "exact"))
+    option("--noise", "standard deviation of noise on the training inputs, for small data", type=_positive, metavar="X")
     option("--update-every", "time steps between weight updates (default: once per sample)", type=_count, metavar="K")
     option("--seed", "fixes weights, order and random encoders", type=_seed, metavar="N")
     made.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder (default: runs/DATA-RULE)")

@@ -59,6 +59,7 @@ def fit(
     seed: int = 0,
     encoder: Encoder | None = None,
     schedule: Literal["cosine", "constant"] = "cosine",
+    noise: float = 0.0,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -75,6 +76,8 @@ def fit(
         seed: fixes the order of samples, random encoders and what the rule draws.
         encoder: constant current, or events as they are, by default.
         schedule: the learning rate falls as half a cosine to zero, or stays.
+        noise: standard deviation of Gaussian noise added to every training input, drawn anew each time: augmentation for small
+            data fed as a current. Evaluation never has it.
         folder: where a checkpoint is written after every epoch (atomically: a kill leaves the last good one).
         resume: continue from the folder's checkpoint, to the same weights, bit for bit, as if it had not been interrupted.
         progress: a bar with loss, accuracy, dead share and rate; one line per epoch where the output is not a terminal.
@@ -91,6 +94,8 @@ def fit(
     num_steps = num_steps or data.num_steps
     if num_steps is None:
         raise InputError(f"fit: num_steps is missing: the data set {data.name} has no time axis of its own")
+    if noise and encoder.name != "current":
+        raise InputError(f"fit: noise = {noise:g} is for inputs fed as a current, not for the {encoder.name} encoder; leave it at 0")
     batches = math.ceil(len(inputs) / batch_size)
     settings = {
         "num_steps": num_steps,
@@ -99,6 +104,7 @@ def fit(
         "seed": seed,
         "encoder": encoder.config(),
         "schedule": schedule,
+        "noise": noise,
         "samples": len(inputs),
     }
 
@@ -124,7 +130,10 @@ def fit(
                     factor = 0.5 * (1.0 + math.cos(math.pi * (epoch * batches + number) / (epochs * batches)))
                     for group, rate in zip(state.optimizer.param_groups, base_rates, strict=True):
                         group["lr"] = rate * factor
-                encoded = encoder(inputs[rows], num_steps, generator).to(network.readout.weight)
+                present = inputs[rows]
+                if noise:
+                    present = present + noise * torch.randn(present.shape, generator=generator)
+                encoded = encoder(present, num_steps, generator).to(network.readout.weight)
                 state = rule.begin(state)
                 answer, state = rule.learn(network, state, encoded, labels[rows].to(encoded.device))
                 totals.add(answer, labels[rows], network.regression)

@@ -196,7 +196,7 @@ def test_settings_reach_network_rule_and_encoder(tmp_path, capsys):
         "--temperature",
         0.2,
         "--trace",
-        "shared",
+        "exact",
         "--update-every",
         2,
         "--seed",

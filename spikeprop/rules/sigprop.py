@@ -62,7 +62,8 @@ class SigProp(Rule):
         learn_on: ``Membrane()``, ``Membrane(clip=None)`` (raw), or a surrogate: ``ATan()``, ``Sigmoid()``, ``FastSigmoid()``.
         loss: local loss of every layer.
         target: how labels enter the first layer, learned or fixed.
-        trace: "exact" (a spike wipes its neuron's trace; buffers one update window) or "shared" (one trace per input and row).
+        trace: "shared" (online, one trace per input and row) or "exact" (a spike wipes its neuron's trace; buffers one update
+            window, and wants about half the learning rate).
         update_every: steps between weight updates; None updates once, at the end of each call of ``learn``. Steps left over
             when a sequence ends are not learned from.
         optimizer: makes any ``torch.optim`` optimiser that only reads ``.grad`` from a list of tensors.
@@ -72,9 +73,9 @@ class SigProp(Rule):
     learn_on: LearnOn = Membrane()
     loss: LocalLoss = SimilarityCrossEntropy()
     target: LearnedProjection | FixedProjection = LearnedProjection()
-    trace: Literal["shared", "exact"] = "exact"
+    trace: Literal["shared", "exact"] = "shared"
     update_every: int | None = None
-    optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=2.5e-3, fused=True)
+    optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=4e-3, fused=True)
     homeostasis: Homeostasis | None = Homeostasis()
 
     def initial_state(self, network: Network, *, generator: torch.Generator | None = None) -> SigPropState:
