@@ -95,7 +95,7 @@ def fit(
     if num_steps is None:
         raise InputError(f"fit: num_steps is missing: the data set {data.name} has no time axis of its own")
     if noise and encoder.name != "current":
-        raise InputError(f"fit: noise = {noise:g} is for inputs fed as a current, not for the {encoder.name} encoder; leave it at 0")
+        raise InputError(f"fit: noise = {noise:g} suits inputs fed as a current, not the {encoder.name} encoder; leave it at 0")
     batches = math.ceil(len(inputs) / batch_size)
     settings = {
         "num_steps": num_steps,

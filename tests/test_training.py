@@ -124,6 +124,27 @@ def test_data_that_do_not_fit_are_named() -> None:
         fit(small(), epochs=0)
     with pytest.raises(InputError, match="num_steps is missing"):
         fit(small(), num_steps=None)
+    with pytest.raises(InputError, match=r"noise = 0\.1 suits inputs fed as a current, not the poisson encoder"):
+        fit(small(), noise=0.1, encoder=sp.Poisson())
+
+
+def test_noise_is_on_the_training_inputs_alone() -> None:
+    """Its mean square at the first layer's input, over what the rule is shown, is the square of the deviation asked for."""
+    seen: list[torch.Tensor] = []
+
+    class Spy(sp.SigProp):
+        def learn(self, network, state, inputs, labels):
+            seen.append(inputs[0].clone())
+            return super().learn(network, state, inputs, labels)
+
+    data = sp.data.load("digits")
+    network = small()
+    sp.fit(network, Spy(), data, 2, 1, batch_size=1085, noise=0.25, seed=3, progress=False)
+    assert torch.allclose(network.input_mean, data.train.inputs.mean(0), atol=1e-5)
+    shown = torch.cat(seen).flatten(1)
+    nearest = torch.cdist(shown, data.train.inputs.flatten(1)).amin(1)
+    assert nearest.square().mean().item() == pytest.approx(64 * 0.25**2, rel=0.1)
+    assert len(shown) == 1085
 
 
 def test_the_learning_rate_falls_as_half_a_cosine_and_adam_is_torchs_own() -> None:
