@@ -16,18 +16,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spikeprop.errors import CheckpointError, InputError, RangeError
+from spikeprop.storage import atomic_write
 
 Integers = NDArray[np.int32]
 Inputs = Literal["spikes", "graded"]
@@ -218,7 +217,7 @@ def weight_step(weight_bits: int) -> int:
 def save(network: LoihiNetwork, path: str | os.PathLike[str]) -> None:
     """Writes one ``.npz`` file: integer arrays, and a JSON text with everything else. It appears whole or not at all.
 
-    Raises OSError if it cannot be written.
+    Raises CheckpointError if it cannot be written; an earlier file at ``path`` is then unchanged.
     """
     arrays: dict[str, Any] = {}
     layers = []
@@ -242,22 +241,8 @@ def save(network: LoihiNetwork, path: str | os.PathLike[str]) -> None:
 
 def write_arrays(path: str | os.PathLike[str], arrays: dict[str, NDArray[Any]]) -> None:
     """``numpy.savez_compressed`` that leaves either the whole file or none."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def load(path: str | os.PathLike[str]) -> LoihiNetwork:

@@ -134,11 +134,7 @@ def export(args: argparse.Namespace) -> Outcome:
     """Write a run's network in a chip's own numbers."""
     run = runs.load_run(args.run)
     chip = run.quantize(args.weight_bits)
-    try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        loihi.save(chip, args.output)
-    except OSError as error:
-        raise CheckpointError(f"{args.output} could not be written ({error.strerror}); choose another place with -o") from None
+    loihi.save(chip, args.output)
     lines = [f"wrote {args.output}: {len(chip.layers)} layers, {args.weight_bits}-bit weights", _describe_inputs(chip.report)]
     for number, layer in enumerate(chip.report["layers"], 1):
         lines.append(

@@ -246,7 +246,7 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CheckpointError, match=r"chip\.npz could not be written \(No space left on device\)"):
         save(random_network(1), path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["chip.npz"]
 
