@@ -42,7 +42,7 @@ $(VENV)/run.stamp: pyproject.toml Makefile | $(BIN)/pip
 	@$(PIP) --quiet "pip>=25.1"
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	@echo "installing spikeprop, Lava and what they need (about 100 MB) ..."
-	@PYTHONWARNINGS=ignore $(PIP) --quiet $(TORCH) --editable ".[report,lava]"
+	@PYTHONWARNINGS=ignore $(PIP) --quiet $(TORCH) --editable ".[report,lava,fast,formats]"
 	@$(PIP) --quiet --no-deps --ignore-requires-python lava-nc==0.10.0
 	@touch $@
 

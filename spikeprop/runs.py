@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 import spikeprop
 from spikeprop import data as datasets
 from spikeprop.backends import lava, loihi
-from spikeprop.backends.loihi_network import Inputs
+from spikeprop.backends.loihi.network import Inputs
 from spikeprop.data import Data, Split
 from spikeprop.encoding import Current, Encoder, from_config
 from spikeprop.errors import CheckpointError, InputError

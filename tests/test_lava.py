@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import pytest
 import torch
 
 from spikeprop.backends import lava
-from spikeprop.backends.loihi import LoihiLayer, LoihiNetwork, encode, quantize, simulate
+from spikeprop.backends.loihi import Convolution, LoihiLayer, LoihiNetwork, encode, quantize, simulate
 from spikeprop.backends.parity import compare
 from spikeprop.errors import BackendError
 from spikeprop.models import mlp
@@ -72,6 +74,15 @@ def test_simulator_equals_lava(seed: int, depth: int, inputs: str) -> None:
 
 
 @needs_lava
+def test_random_networks_equal_lava(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few of the networks of benchmarks/loihi_parity.py, which draws hundreds: convolutions, groups, dense layers, 1 to 5."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+    seen: set[str] = set()
+    importlib.import_module("loihi_parity").search(8, lambda _, found: seen.update(found))
+    assert {"convolution", "several samples", "spikes in the last layer"} <= seen
+
+
+@needs_lava
 def test_samples_of_a_single_step_stay_apart() -> None:
     """The reset of every layer falls on every step; what a deeper layer sees then is still the sample's own."""
     network = random_network(7, 3, "spikes")
@@ -84,6 +95,25 @@ def test_quantised_model_equals_lava() -> None:
     model.input_mean += 0.3
     chip = quantize(model)
     ours = assert_equal_to_lava(chip, encode(chip, torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 8))
+    assert all(spikes.any() for spikes in ours.spikes)
+
+
+@needs_lava
+def test_pictures_equal_lava() -> None:
+    """The axes of pictures, which Lava counts the other way round, between all kinds of layers, with registers per neuron."""
+    rng = np.random.default_rng(0)
+    first = Convolution((2, 7, 5), (1, 2), (2, 1), 2)
+    second = Convolution(first.output_shape((4, 1, 3, 2)), (2, 1), (0, 1))
+    n = math.prod(second.input_shape)
+    layers = [LoihiLayer.build(rng.integers(-128, 128, (4, 1, 3, 2)) * 2, vth=rng.integers(0, 900, n), convolution=first)]
+    layers.append(LoihiLayer.build(rng.integers(-128, 128, (3, 4, 3, 2)) * 2, vth=500, dv=300, convolution=second))
+    third = Convolution((3, 4, 2), padding=(1, 1))
+    layers.append(
+        LoihiLayer.build(rng.integers(-128, 128, (24, layers[-1].outputs)) * 2, vth=600, dv=rng.integers(0, 4096, 24))
+    )
+    layers.append(LoihiLayer.build(rng.integers(-128, 128, (2, 3, 3, 3)) * 2, vth=100, convolution=third))
+    network = LoihiNetwork(tuple(layers), (2, 7, 5), "graded", 4)
+    ours = assert_equal_to_lava(network, rng.integers(0, 16, (20, 3, 70)))
     assert all(spikes.any() for spikes in ours.spikes)
 
 
@@ -216,7 +246,7 @@ def test_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         import numpy as np
         from pathlib import Path
         from spikeprop.backends import lava
-        from spikeprop.backends.loihi import LoihiLayer, LoihiNetwork
+        from spikeprop.backends.loihi import Convolution, LoihiLayer, LoihiNetwork
         network = LoihiNetwork((LoihiLayer.build([[2, 4]], vth=1),), (2,))
         lava.run(network, np.zeros((100, 10000, 2), int), _worker=Path({str(worker)!r}))
     """

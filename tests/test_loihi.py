@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import itertools
 import json
 import math
@@ -12,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikeprop.backends import loihi, loihi_network
-from spikeprop.backends.loihi import LOIHI, LoihiLayer, LoihiNetwork, load, save, simulate
+from spikeprop.backends import loihi
+from spikeprop.backends.loihi import LOIHI, Convolution, LoihiLayer, LoihiNetwork, load, save, simulate
 from spikeprop.backends.parity import compare
 from spikeprop.errors import CheckpointError, InputError, RangeError
 
@@ -113,13 +115,87 @@ def test_simulator_equals_the_equations_written_out(inputs: str) -> None:
             np.testing.assert_array_equal(result.counts[layer], spikes[layer].sum(0))
 
 
+def random_pictures(seed: int, inputs: Any) -> LoihiNetwork:
+    """Two convolutions (strides, padding, groups, kernels that are not square) and a dense layer."""
+    rng = np.random.default_rng(seed)
+    first = Convolution((2, 7, 6), (1, 2), (int(rng.integers(0, 3)), 1), 1 + seed % 2)
+    second_input = first.output_shape((4, 2 // first.groups, 3, 2))
+    second = Convolution(second_input, (2, 1), (1, 2), 2)
+    layers = []
+    for convolution, kernel in ((first, (4, 2 // first.groups, 3, 2)), (second, (6, 2, 2, 3))):
+        n = math.prod(convolution.output_shape(kernel))
+        neurons = {"dv": rng.integers(0, 4096, n), "bias_mant": rng.integers(-500, 500, n), "du": int(rng.choice([4095, 900]))}
+        weight = rng.integers(-128, 128, kernel) * 2
+        layers.append(LoihiLayer.build(weight, vth=rng.integers(0, 900, n), convolution=convolution, **neurons))
+    layers.append(LoihiLayer.build(rng.integers(-128, 128, (5, layers[-1].outputs)) * 2, vth=600, dv=200))
+    return LoihiNetwork(tuple(layers), (2, 7, 6), inputs, 6 if inputs == "graded" else 0)
+
+
+@pytest.mark.parametrize("inputs", ["spikes", "graded"])
+def test_convolutions_equal_their_matrices(inputs: str) -> None:
+    """torch's own conv2d, asked for the response to each single input, gives the matrix of a dense layer that does the same."""
+    for seed in range(4):
+        network = random_pictures(seed, inputs)
+        dense = []
+        for layer in network.layers:
+            matrix = layer.weight
+            if layer.convolution is not None:
+                ones = torch.eye(layer.inputs, dtype=torch.float64).view(-1, *layer.input_shape)
+                how = (layer.convolution.stride, layer.convolution.padding, 1, layer.convolution.groups)
+                matrix = torch.conv2d(ones, torch.from_numpy(layer.weight).double(), None, *how).flatten(1).T.numpy()
+            registers = {name: getattr(layer, name) for name in ("du", "dv", "vth", "bias_mant", "bias_exp")}
+            dense.append(LoihiLayer.build(matrix, **registers))
+        twin = LoihiNetwork(tuple(dense), (2, 7, 6), network.inputs, network.num_message_bits)
+        messages = random_messages(network, 12, 3, seed)
+        spikes, membranes = plain(twin, messages.reshape(12, 3, -1))
+        result = simulate(network, messages.reshape(12, 3, -1), record="all")
+        for layer in range(3):
+            assert spikes[layer].any()
+            np.testing.assert_array_equal(result.spikes[layer], spikes[layer])
+            np.testing.assert_array_equal(result.membranes[layer], membranes[layer])
+
+
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.5, 1.0])
+def test_compiled_kernels_equal_the_reference(density: float) -> None:
+    """Sparse inputs add up rows, dense ones are multiplied; all registers agree with plain numpy around the one neuron."""
+    pytest.importorskip("numba")
+    networks = [random_network(seed, sizes=(300, 40, 30)) for seed in range(6)]
+    networks += [random_pictures(seed, "spikes") for seed in range(4)]
+    for seed, network in enumerate(networks):
+        features = math.prod(network.input_shape)
+        messages = (np.random.default_rng(seed).random((15, 4, features)) < density).astype(int)
+        fast, plainly = (simulate(network, messages, record="all", engine=engine) for engine in ("auto", "reference"))
+        for name in ("spikes", "membranes", "currents", "counts"):
+            for left, right in zip(getattr(fast, name), getattr(plainly, name), strict=True):
+                assert left.dtype == right.dtype
+                np.testing.assert_array_equal(left, right)
+        for left, right in zip(fast.state, plainly.state, strict=True):
+            np.testing.assert_array_equal(left.current, right.current)
+            np.testing.assert_array_equal(left.membrane, right.membrane)
+
+
+def test_more_rows_than_16_bits_hold() -> None:
+    """2000 spikes through weights of -256 at once: partial sums are 16 bits, the whole is not."""
+    network = LoihiNetwork((LoihiLayer.build(np.full((3, 20_000), -256), vth=0, dv=0),), (20_000,))
+    messages = np.zeros((1, 1, 20_000), np.int8)
+    messages[..., ::10] = 1
+    assert simulate(network, messages, record="all").membranes[0].tolist() == [[[1 - LIMIT] * 3]]
+    network = LoihiNetwork((LoihiLayer.build(np.full((3, 20_000), 254), vth=0, weight_exp=-4),), (20_000,))
+    assert simulate(network, messages, record="all").membranes[0].tolist() == [[[2000 * 254 // 16 * 64] * 3]]
+
+
+def test_without_numba_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not loihi.Simulator(random_network(0)).layers[0].compiled
+
+
 def test_blocks_stretches_and_constant_inputs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     network = random_network(3)
     messages = np.broadcast_to(random_messages(network, 1, 11), (30, 11, 7))
     whole = simulate(network, messages.copy(), record="all")
     first = simulate(network, messages[:13], record="all")
     second = simulate(network, messages[13:], first.state, record="all")
-    monkeypatch.setattr(loihi, "BLOCK_NUMBERS", 100)
+    monkeypatch.setattr(loihi.simulator, "BLOCK_NUMBERS", 100)
     blocks = simulate(network, messages, record="all")
     for layer in range(2):
         for name in ("spikes", "membranes"):
@@ -185,6 +261,31 @@ def test_every_register_is_checked(registers: dict[str, Any], message: str) -> N
         LoihiNetwork((LoihiLayer.build(**{"weight": [[2, 4], [6, 8]], "vth": 100, **registers}),), (2,))
 
 
+PLACE = Convolution((2, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "arguments", "message"),
+    [
+        ((1, 2, 3, 3), {"weight_exp": -1}, "layer 1: weight exponent -1 of a convolution, which Lava ignores; use 0"),
+        ((1, 1, 3, 3), {}, r"a kernel of shape \(1, 1, 3, 3\) in 1 groups does not fit 2 channels"),
+        ((3, 1, 3, 3), {"convolution": Convolution((2, 4, 4), groups=2)}, r"in 2 groups does not fit 2 channels"),
+        ((1, 2, 5, 3), {}, r"a kernel of 5 x 3 is larger than the padded input \(2, 4, 4\)"),
+        ((2, 3), {}, r"weight must be \[C_out, C_in / groups, height, width\]"),
+        ((1, 2, 3, 3), {"dv": [1, 2]}, r"layer 1: dv has shape \(2,\), expected one number or \(4,\)"),
+    ],
+)
+def test_convolutions_are_checked(kernel: tuple[int, ...], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((RangeError, InputError), match=message):
+        LoihiNetwork((LoihiLayer.build(np.full(kernel, 2), **{"vth": 9, "convolution": PLACE, **arguments}),), (2, 4, 4))
+
+
+def test_sums_that_a_convolution_clamps_are_refused() -> None:
+    layer = LoihiLayer.build(np.full((1, 2, 3, 3), 254), vth=9, convolution=PLACE)
+    with pytest.raises(RangeError, match=r"layer 1: sums of up to 3e\+08 do not fit 24 bits; use fewer message bits"):
+        LoihiNetwork((layer,), (2, 4, 4), "graded", 16)
+
+
 def test_simulate_refuses_what_is_no_message() -> None:
     network = random_network(0)
     for wrong, message in (
@@ -197,13 +298,16 @@ def test_simulate_refuses_what_is_no_message() -> None:
     state = simulate(network, np.zeros((3, 2, 7), int)).state
     with pytest.raises(InputError, match="not that of 4 samples"):
         simulate(network, np.zeros((3, 4, 7), int), state)
+    with pytest.raises(InputError, match="engine = 'fast' is neither 'auto' nor 'reference'"):
+        loihi.Simulator(network, engine="fast")  # type: ignore[arg-type]
 
 
 def test_saved_network_is_the_same(tmp_path: Path) -> None:
-    for saved in (random_network(5, inputs="graded"), random_network(6)):
+    for saved in (random_network(5, inputs="graded"), random_network(6), random_pictures(1, "graded")):
         save(saved, tmp_path / "chip.npz")
         loaded = load(tmp_path / "chip.npz")
-        messages = random_messages(saved, 10, 3)
+        assert [layer.convolution for layer in loaded.layers] == [layer.convolution for layer in saved.layers]
+        messages = random_messages(saved, 10, 3).reshape(10, 3, -1)
         for left, right in zip(simulate(saved, messages).spikes, simulate(loaded, messages).spikes, strict=True):
             np.testing.assert_array_equal(left, right)
         assert loaded.report == saved.report
@@ -213,6 +317,20 @@ def test_saved_network_is_the_same(tmp_path: Path) -> None:
             saved.input_shape,
         )
     assert os.listdir(tmp_path) == ["chip.npz"]
+
+
+def test_files_of_version_1_still_load(tmp_path: Path) -> None:
+    network, path = random_network(6), tmp_path / "chip.npz"
+    save(network, path)
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    metadata = json.loads(str(arrays["metadata"])) | {"version": 1}
+    for layer in metadata["layers"]:
+        del layer["convolution"]
+    np.savez(path, **{**arrays, "metadata": np.array(json.dumps(metadata))})
+    messages = random_messages(network, 10, 3)
+    for left, right in zip(simulate(load(path), messages).spikes, simulate(network, messages).spikes, strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 def test_load_refuses(tmp_path: Path) -> None:
@@ -231,7 +349,7 @@ def test_load_refuses(tmp_path: Path) -> None:
     np.savez(path, metadata=np.array(json.dumps({"format": "other"})))
     with pytest.raises(CheckpointError, match="not a Loihi network"):
         load(path)
-    np.savez(path, metadata=np.array(json.dumps({"format": loihi_network.FORMAT, "version": 99})))
+    np.savez(path, metadata=np.array(json.dumps({"format": loihi.network.FORMAT, "version": 99})))
     with pytest.raises(CheckpointError, match="version 99"):
         load(path)
 

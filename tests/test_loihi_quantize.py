@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from spikeprop.backends.loihi import encode, quantize, simulate
+from spikeprop.backends.loihi import LoihiNetwork, encode, quantize, simulate
+from spikeprop.backends.loihi.network import project
+from spikeprop.backends.loihi.quantize import _lower
 from spikeprop.errors import InputError, RangeError, SpikepropError, UnsupportedError
-from spikeprop.models import mlp
+from spikeprop.models import conv, mlp
 from spikeprop.network import Network
 from spikeprop.neuron import LIF, Rate
-from spikeprop.synapse import AvgPool2d, Chain, Conv2d, Dense, Flatten
+from spikeprop.synapse import AvgPool2d, Chain, Conv2d, Dense, Flatten, Synapse
 
 
 def dense_network(
@@ -108,6 +110,66 @@ def test_accuracy_survives_quantising() -> None:
     assert differing < 0.03
 
 
+SYNAPSES = {
+    "dense": ((7,), Dense(7, 5), False),
+    "stride, padding, groups": ((4, 7, 6), Conv2d(4, 6, 3, stride=2, padding=1, groups=2), True),
+    "pooling alone": ((3, 7, 8), AvgPool2d(2), True),
+    "flattening alone": ((2, 3, 2), Flatten(), False),
+    "pooling, then a convolution": ((2, 9, 8), Chain(AvgPool2d(2), Conv2d(2, 3, 2, stride=2)), True),
+    "pooling, then a padded convolution": (
+        (2, 8, 12),
+        Chain(AvgPool2d(2), AvgPool2d(2), Conv2d(2, 4, 3, padding=1, groups=2)),
+        True,
+    ),
+    "pooling with a rest, then a padded one": ((2, 9, 8), Chain(AvgPool2d(2), Conv2d(2, 3, 3, padding=1)), False),
+    "a convolution, then pooling": ((2, 11, 9), Chain(Conv2d(2, 3, 3, stride=2, padding=2), AvgPool2d(2), AvgPool2d(2)), True),
+    "pooling on both sides": ((1, 12, 12), Chain(AvgPool2d(2), Conv2d(1, 2, 3, padding=1), AvgPool2d(3)), True),
+    "pooling, flattening, dense": ((2, 5, 4), Chain(AvgPool2d(2), Flatten(), Dense(8, 3)), False),
+    "a convolution, then flattening": ((1, 5, 4), Chain(Conv2d(1, 2, 2), Flatten()), False),
+}
+
+
+@pytest.mark.parametrize(("shape", "synapse", "is_kernel"), SYNAPSES.values(), ids=SYNAPSES)
+def test_every_synapse_becomes_one_kernel_or_matrix(shape: tuple[int, ...], synapse: Synapse, is_kernel: bool) -> None:
+    """The lowered weights do to random inputs what the synapse does."""
+    layer = Network(shape, [(synapse, LIF())], 2).double().layers[0]
+    weight, convolution = _lower("layer 1", layer)
+    x = torch.randn(6, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(project(weight, convolution, x.flatten(1).numpy()), synapse(x).flatten(1).numpy(), atol=1e-12)
+    assert (convolution is not None) == is_kernel
+
+
+@pytest.mark.parametrize("inputs", ["graded", "spikes"])
+def test_a_convolutional_model_is_quantised_as_it_comes(inputs: Any) -> None:
+    """Centring under zero padding is a bias that differs at the borders; with it, the chip spikes as the network does."""
+    generator = torch.Generator().manual_seed(0)
+    network = conv((1, 8, 8), [4, 6], 10, hidden=[20], neuron=LIF(0.9, 0.7), seed=0).double()
+    network.input_mean += torch.rand(1, 8, 8, generator=generator)
+    for layer in network.layers:
+        layer.rate += torch.rand(layer.rate.shape, generator=generator) * 0.1
+        layer.bias += torch.randn(layer.bias.shape, generator=generator) * 0.05
+    low = -0.5 if inputs == "graded" else 0.0
+    x = torch.rand(16, 20, 1, 8, 8, generator=generator) * 1.5 + low
+    x = x.double() if inputs == "graded" else (x > 0.7).double()
+    chip = quantize(network, inputs=inputs, input_range=(low, 1.0))
+    assert [layer.report["synapse"] for layer in chip.layers] == ["conv", "conv", "dense"]
+    assert chip.layers[0].weight_exp == 0
+    for index, layer in enumerate(chip.layers[1:], 1):
+        bias = layer.bias / layer.scale / 64
+        np.testing.assert_allclose(bias, network.fold_bias(index).flatten(), atol=0.02)
+        if layer.convolution is not None:
+            maps = bias.reshape(layer.output_shape)
+            assert np.abs(maps[:, 0, 0] - maps[:, 1, 1]).max() > 0.02  # far more than rounding: a corner is not the middle
+    messages = encode(chip, x)
+    for index, (activity, layer) in enumerate(zip(network.run(x), chip.layers, strict=True)):  # each on the same input
+        coding = (chip.inputs, chip.num_message_bits, chip.input_low, chip.input_high) if index == 0 else ("spikes",)
+        ours = simulate(LoihiNetwork((layer,), layer.input_shape, *coding), messages).spikes[0]
+        expected = activity.spikes.flatten(2).numpy()
+        assert expected.sum() > 300
+        assert np.abs(expected - ours).sum() < 0.08 * expected.sum()  # a spike one step late counts twice
+        messages = expected.astype(np.int8)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.9])
 def test_no_message_can_wrap_the_current(alpha: float) -> None:
     """The worst message there is, held for long: the current register equals the one that a wider register would hold."""
@@ -123,6 +185,17 @@ def test_no_message_can_wrap_the_current(alpha: float) -> None:
         reached = np.diag(state.current)
         assert (np.sign(reached) == sign).all()
         assert np.abs(reached - expected).max() < 4096 / (np.asarray(layer.du) + 1).min() + 1
+
+
+def test_a_wide_convolution_gets_coarser_weights() -> None:
+    """Lava's convolution has no exponent to shift a sum; its weights shrink until nothing can wrap, and the report says so."""
+    network = Network((600, 3, 3), [(Conv2d(600, 2, 2), LIF(0.9, 2.0))], 5)
+    layer = quantize(network, inputs="spikes").layers[0]
+    assert layer.weight_exp == 0
+    assert 0.4 < layer.report["current_use"] <= 1
+    assert 0.01 < layer.report["weight_error"] < 0.05
+    with pytest.raises(RangeError, match=r"layer 1: the inputs can send \S+ in a step.* wraps, even 256 times smaller; use fewer"):
+        quantize(Network((600, 3, 3), [(Conv2d(600, 2, 2), LIF(alpha=0.999))], 5), num_message_bits=12)
 
 
 def test_fewer_message_bits_where_eight_do_not_fit() -> None:
@@ -152,7 +225,6 @@ def flawed(change: Any) -> Network:
     return network
 
 
-CONV = Network((1, 8, 8), [(Conv2d(1, 2, 3), LIF()), (Chain(AvgPool2d(2), Flatten(), Dense(18, 5)), LIF())], 5)
 REFUSALS = {
     "subtract": (
         dense_network(neuron=LIF(reset_mechanism="subtract")),
@@ -161,7 +233,17 @@ REFUSALS = {
     ),
     "no reset": (dense_network(neuron=LIF(reset_mechanism="none")), UnsupportedError, "layer 1: reset_mechanism 'none'.*train"),
     "rate": (dense_network(neuron=Rate()), UnsupportedError, "layer 1: Rate neurons do not spike.*LIF"),
-    "conv": (CONV, UnsupportedError, "layer 1: Conv2d cannot be quantised yet; use Dense"),
+    "unknown synapse": (
+        flawed(lambda n: setattr(n.layers[1], "synapse", torch.nn.Bilinear(2, 2, 2))),
+        UnsupportedError,
+        "layer 2: a Bilinear synapse has no form on Loihi; use Dense, Conv2d",
+    ),
+    "negative beta": (
+        flawed(lambda n: setattr(n.layers[0].neuron, "beta", -0.1)),
+        InputError,
+        r"layer 1: beta lies outside 0\.\.1 \(-0.1 to -0.1\)",
+    ),
+    "alpha above 1": (flawed(lambda n: setattr(n.layers[0].neuron, "alpha", 1.5)), InputError, r"layer 1: alpha lies outside"),
     "beta 0": (
         dense_network(neuron=LIF(0.0)),
         RangeError,

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikeprop.backends.loihi import LoihiNetwork, check_messages, save
-from spikeprop.backends.loihi_network import Integers
+from spikeprop.backends.loihi.network import Integers
 from spikeprop.errors import BackendError
 
 __all__ = ["LavaRun", "available", "install_command", "run"]

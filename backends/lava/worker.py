@@ -59,9 +59,31 @@ def shared(shape: tuple[int, ...], dtype: type) -> Any:
     return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype).reshape(shape)
 
 
+def inputs_of(network: dict[str, Any], layers: list[dict[str, Any]], number: int) -> tuple[int, ...]:
+    """Shape of what layer ``number`` (from 1) takes: (C, H, W), or (n,)."""
+    convolution = layers[number - 1].get("convolution")
+    return tuple(convolution["input_shape"]) if convolution else (network[f"layer{number}_weight"].shape[1],)
+
+
+def to_lava(values: Any, shape: tuple[int, ...]) -> Any:
+    """``[neurons, ...]`` in C order of ``shape``, (C, H, W) or (n,), with its axes in Lava's order, (W, H, C) or (n,)."""
+    axes = range(len(shape))
+    return np.ascontiguousarray(
+        values.reshape(*shape, *values.shape[1:]).transpose(*axes[::-1], *range(len(shape), values.ndim + len(shape) - 1))
+    )
+
+
+def reordered(port: Any, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Any:
+    """A port of neurons of one shape as inputs of another: both in C order of (C, H, W), which Lava's axes are not."""
+    if len(shape) > 1:
+        port = port.transpose((2, 1, 0)).reshape((int(np.prod(shape)),))
+    return port.reshape(wanted).transpose((2, 1, 0)) if len(wanted) > 1 else port
+
+
 def build(network: dict[str, Any], messages: Any, with_membranes: bool) -> tuple[Any, Any, list[Any], list[Any]]:
-    """The Lava processes. Returns the source (to run), the run configuration, and the recordings ``[steps, n]`` per layer."""
+    """The Lava processes: the source (to run), the run configuration, and per layer the recordings ``[steps, *shape]``."""
     from lava.magma.core.run_configs import Loihi2SimCfg
+    from lava.proc.conv.process import Conv
     from lava.proc.dense.process import Dense
     from lava.proc.io import sink, source
     from lava.proc.io.sink import PyReadFixed, PyReceiveModelFixed
@@ -83,32 +105,50 @@ def build(network: dict[str, Any], messages: Any, with_membranes: bool) -> tuple
     metadata = json.loads(str(network["metadata"]))
     steps, batch, features = messages.shape
     total = steps * batch + len(metadata["layers"])
-    feed = source.RingBuffer(data=np.ascontiguousarray(messages.transpose(2, 1, 0).reshape(features, -1), np.int32))
+    shape = inputs_of(network, metadata["layers"], 1)
+    feed = source.RingBuffer(data=to_lava(messages.transpose(2, 1, 0).reshape(features, -1), shape).astype(np.int32))
     spikes, membranes, previous = [], [], feed.s_out
     for number, layer in enumerate(metadata["layers"], 1):
+        wanted = inputs_of(network, metadata["layers"], number)
+        if wanted != shape:
+            previous = reordered(previous, shape, wanted)
+        bits = metadata["num_message_bits"] if number == 1 else 0
+        weight = network[f"layer{number}_weight"].astype(np.int32)
+        if layer.get("convolution") is None:
+            shape = (len(weight),)
+            synapse = Dense(
+                weights=weight,
+                weight_exp=layer["weight_exp"],
+                num_weight_bits=layer["weight_bits"],
+                # Left out, Lava would treat a layer that happens to have no negative weight as unsigned, on another grid.
+                sign_mode=SignMode.MIXED,
+                num_message_bits=bits,
+            )
+        else:
+            synapse = Conv(
+                # Lava convolves, so the kernel is turned round, and counts width before height before channels.
+                weight=np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1)),
+                input_shape=wanted[::-1],
+                stride=tuple(layer["convolution"]["stride"][::-1]),
+                padding=tuple(layer["convolution"]["padding"][::-1]),
+                groups=layer["convolution"]["groups"],
+                num_weight_bits=layer["weight_bits"],
+                num_message_bits=bits,
+            )
+            shape = tuple(int(extent) for extent in synapse.output_shape[::-1])
         registers = {name: network[f"layer{number}_{name}"] for name in ("du", "dv", "vth", "bias_mant", "bias_exp")}
-        weight = network[f"layer{number}_weight"]
-        n = len(weight)
-        dense = Dense(
-            weights=weight.astype(np.int32),
-            weight_exp=layer["weight_exp"],
-            num_weight_bits=layer["weight_bits"],
-            # Left out, Lava would treat a layer that happens to have no negative weight as unsigned, on another grid.
-            sign_mode=SignMode.MIXED,
-            num_message_bits=metadata["num_message_bits"] if number == 1 else 0,
-        )
-        registers = {name: values if values.ndim else int(values) for name, values in registers.items()}
-        lif = LIFReset(shape=(n,), reset_interval=steps, reset_offset=number + 1, **registers)
-        previous.connect(dense.s_in)
-        dense.a_out.connect(lif.a_in)
-        recorder = sink.RingBuffer(shape=(n,), buffer=1)
+        registers = {name: to_lava(values, shape) if values.ndim else int(values) for name, values in registers.items()}
+        lif = LIFReset(shape=shape[::-1], reset_interval=steps, reset_offset=number + 1, **registers)
+        previous.connect(synapse.s_in)
+        synapse.a_out.connect(lif.a_in)
+        recorder = sink.RingBuffer(shape=shape[::-1], buffer=1)
         lif.s_out.connect(recorder.a_in)
-        spikes.append(shared((total, n), np.int8))
+        spikes.append(shared((total, *shape[::-1]), np.int8))
         recorder.proc_params["recording"] = spikes[-1]
         if with_membranes:
             probe = sink.Read(buffer=1)
             probe.connect_var(lif.v)
-            membranes.append(shared((total, n), np.int32))
+            membranes.append(shared((total, *shape[::-1]), np.int32))
             probe.proc_params["recording"] = membranes[-1]
         previous = lif.s_out
     models = {sink.RingBuffer: SharedSink, sink.Read: SharedProbe}
@@ -167,11 +207,12 @@ def follow_parent() -> None:
 
 
 def collect(recordings: list[Any], name: str, steps: int, batch: int) -> dict[str, Any]:
-    """Recordings ``[steps, n]`` as ``[T, B, n]``, with each layer's delay taken out."""
+    """Recordings ``[steps, *shape]`` as ``[T, B, n]``, with each layer's delay taken out."""
     result = {}
     for number, recording in enumerate(recordings, 1):
         undelayed = recording[number : number + steps * batch]
-        result[f"{name}{number}"] = undelayed.reshape(batch, steps, -1).transpose(1, 0, 2)
+        in_order = undelayed.transpose(0, *range(undelayed.ndim - 1, 0, -1))  # (C, H, W), not Lava's (W, H, C)
+        result[f"{name}{number}"] = in_order.reshape(batch, steps, -1).transpose(1, 0, 2)
     return result
 
 

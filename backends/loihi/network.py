@@ -7,8 +7,9 @@ What each register means, and the step they take part in (u is the synaptic curr
     v <- sgn(v) ((|v| (4096 - dv)) >> 12) + u + (bias_mant << bias_exp)  saturates at 24 bits
     spike = v > (vth << 6);  v <- 0 where it spiked
 
-Source: Lava 0.10.0, ``PyLifResetModelBitAcc`` and ``PyDenseModelBitAcc``; checked against it and against a trace recorded on
-Loihi 2 in the tests. The registers' widths are the ones Lava documents; Lava itself checks none of them, so this module does.
+Source: Lava 0.10.0, ``PyLifResetModelBitAcc``, ``PyDenseModelBitAcc`` and ``PyConvModelFixed``; checked against it and against
+a trace recorded on Loihi 2 in the tests. The registers' widths are the ones Lava documents; Lava itself checks none of them, so
+this module does.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from spikeprop.errors import CheckpointError, InputError, RangeError
@@ -42,17 +44,66 @@ MESSAGE_BITS_LIMIT = 16  # a graded spike's payload; more would leave no room fo
 ALIGNMENT_SHIFT = 6  # the chip shifts the synaptic sum and the threshold left by 6 to line them up with u and v
 REGISTER_LIMIT = 2**23  # u and v are 24-bit signed registers
 SUM_LIMIT = 2**31  # Lava adds the products of one step in 32 bits, before the shift by the weight exponent
+CONVOLUTION_SUM_LIMIT = 2**23  # and clamps those of a convolution to 24 bits
 
 FORMAT = "spikeprop-loihi"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # version 1 knew dense layers only
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """How a kernel is applied: cross-correlation over ``[C, H, W]``, as ``torch.nn.Conv2d`` has it.
+
+    input_shape: (C, H, W). stride, padding: (vertical, horizontal). groups: as in torch.
+    """
+
+    input_shape: tuple[int, int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    groups: int = 1
+
+    def output_shape(self, kernel_shape: Sequence[int]) -> tuple[int, int, int]:
+        """(C, H, W) after a kernel ``[out, in / groups, height, width]``. Raises InputError if it does not fit."""
+        channels, *size = self.input_shape
+        outputs, inputs, *kernel = kernel_shape
+        if inputs * self.groups != channels or outputs % self.groups:
+            raise InputError(
+                f"a kernel of shape {tuple(kernel_shape)} in {self.groups} groups does not fit {channels} channels"
+            )
+        spans = [extent + 2 * pad - k for extent, pad, k in zip(size, self.padding, kernel, strict=True)]
+        if min(spans) < 0:
+            raise InputError(f"a kernel of {kernel[0]} x {kernel[1]} is larger than the padded input {self.input_shape}")
+        height, width = (span // step + 1 for span, step in zip(spans, self.stride, strict=True))
+        return (outputs, height, width)
+
+
+def project(weight: NDArray[Any], convolution: Convolution | None, rows: NDArray[Any]) -> NDArray[Any]:
+    """``rows [N, inputs]`` through dense or convolutional weights, ``[N, outputs]``, in the dtype of the weights."""
+    rows = rows.astype(weight.dtype, copy=False)
+    if convolution is None:
+        return rows @ weight.T
+    (up, side), (vertical, horizontal) = convolution.padding, convolution.stride
+    view: Any = sliding_window_view  # numpy's own types know one axis only
+    padded = np.pad(rows.reshape(-1, *convolution.input_shape), ((0, 0), (0, 0), (up, up), (side, side)))
+    windows = view(padded, tuple(weight.shape[2:]), (2, 3))[:, :, ::vertical, ::horizontal]  # [N, C, H, W, h, w]
+    per_group = windows.shape[1] // convolution.groups
+    parts = []
+    for group, kernel in enumerate(np.split(weight, convolution.groups)):
+        seen = windows[:, group * per_group : (group + 1) * per_group].transpose(0, 2, 3, 1, 4, 5)
+        products = seen.reshape(-1, math.prod(kernel.shape[1:])) @ kernel.reshape(len(kernel), -1).T
+        parts.append(products.reshape(len(rows), -1, len(kernel)).transpose(0, 2, 1))
+    return np.concatenate(parts, 1).reshape(len(rows), -1)
 
 
 @dataclass(frozen=True, eq=False)
 class LoihiLayer:
-    """Dense weights into one population of neurons that reset to zero.
+    """Synapses into one population of neurons that reset to zero.
 
-    weight: ``[outputs, inputs]``, even integers in -256..254 (a multiple of ``2 ** (9 - weight_bits)``).
-    weight_exp: power of two applied to the sum of a step; a negative one floors the sum.
+    weight: ``[outputs, inputs]``, or for a convolution ``[C_out, C_in / groups, height, width]``; even integers in -256..254
+        (a multiple of ``2 ** (9 - weight_bits)``).
+    convolution: how the kernel is applied, None for dense weights. Neurons and inputs are counted in C order of (C, H, W).
+    weight_exp: power of two applied to the sum of a step; a negative one floors the sum. 0 for a convolution: Lava ignores it.
     du, dv, vth: decay of the current, decay of the membrane, threshold; one number, or one per neuron ``[outputs]``. Lava's
         processor models take either, though its documentation promises one per population.
     bias_mant, bias_exp: the bias added to the membrane every step, per neuron ``[outputs]``.
@@ -66,18 +117,27 @@ class LoihiLayer:
     vth: int | Integers
     bias_mant: Integers
     bias_exp: Integers
+    convolution: Convolution | None = None
     weight_exp: int = 0
     weight_bits: int = 8
     scale: float = 1.0
     report: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (int(self.weight.shape[1]),) if self.convolution is None else self.convolution.input_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return output_shape(self.weight, self.convolution)
+
+    @property
     def inputs(self) -> int:
-        return int(self.weight.shape[1])
+        return math.prod(self.input_shape)
 
     @property
     def outputs(self) -> int:
-        return int(self.weight.shape[0])
+        return math.prod(self.output_shape)
 
     @property
     def bias(self) -> Integers:
@@ -93,6 +153,7 @@ class LoihiLayer:
         vth: ArrayLike,
         bias_mant: ArrayLike = 0,
         bias_exp: ArrayLike = 0,
+        convolution: Convolution | None = None,
         weight_exp: int = 0,
         weight_bits: int = 8,
         scale: float = 1.0,
@@ -100,20 +161,33 @@ class LoihiLayer:
     ) -> LoihiLayer:
         """A layer from anything that holds integers; biases are spread over the neurons. Raises InputError on fractions."""
         weight = np.asarray(weight)
-        if weight.ndim != 2:
-            raise InputError(f"weight must be [outputs, inputs], got shape {weight.shape}")
+        if weight.ndim != (2 if convolution is None else 4):
+            wanted = "[outputs, inputs]" if convolution is None else "[C_out, C_in / groups, height, width]"
+            raise InputError(f"weight must be {wanted}, got shape {weight.shape}")
+        neurons = math.prod(output_shape(weight, convolution))
         return LoihiLayer(
             weight=_integers(weight),
             du=_one_or_more(du),
             dv=_one_or_more(dv),
             vth=_one_or_more(vth),
-            bias_mant=np.broadcast_to(_integers(bias_mant), len(weight)).copy(),
-            bias_exp=np.broadcast_to(_integers(bias_exp), len(weight)).copy(),
+            bias_mant=np.broadcast_to(_integers(bias_mant), neurons).copy(),
+            bias_exp=np.broadcast_to(_integers(bias_exp), neurons).copy(),
+            convolution=convolution,
             weight_exp=weight_exp,
             weight_bits=weight_bits,
             scale=scale,
             report=report or {},
         )
+
+
+def output_shape(weight: NDArray[Any], convolution: Convolution | None) -> tuple[int, ...]:
+    """Shape of the neurons behind a synapse."""
+    return (len(weight),) if convolution is None else convolution.output_shape(weight.shape)
+
+
+def largest_sums(weight: NDArray[Any]) -> NDArray[np.int64]:
+    """The most, in magnitude, that each row or kernel can add up to in a step of single spikes."""
+    return np.abs(weight, dtype=np.int64).reshape(len(weight), -1).sum(1)
 
 
 def _integers(values: ArrayLike) -> Integers:
@@ -199,14 +273,19 @@ def check_registers(where: str, layer: LoihiLayer, message_limit: int) -> None:
     if np.any(layer.weight % step):
         raise RangeError(f"{where}: {layer.weight_bits}-bit signed weights are multiples of {step}; round them to that grid")
     check_register(where, "weight exponent", layer.weight_exp, *WEIGHT_EXPONENT_LIMITS, "rescale the layer")
+    if layer.convolution is not None and layer.weight_exp:
+        raise RangeError(f"{where}: weight exponent {layer.weight_exp} of a convolution, which Lava ignores; use 0")
     check_register(where, "current decay du", layer.du, 0, DECAY_LIMIT, "keep alpha between 0 and 4095/4096")
     check_register(where, "membrane decay dv", layer.dv, 0, DECAY_LIMIT, "keep beta between 1/4096 and 1")
     check_register(where, "threshold", layer.vth, 0, THRESHOLD_LIMIT, "lower the threshold")
     check_register(where, "bias mantissa", layer.bias_mant, *BIAS_MANTISSA_LIMITS, "lower the bias or raise bias_exp")
     check_register(where, "bias exponent", layer.bias_exp, 0, BIAS_EXPONENT_LIMIT, "lower the bias")
-    largest_sum = int(np.abs(layer.weight, dtype=np.int64).sum(1).max()) * message_limit
-    if largest_sum >= SUM_LIMIT:
-        raise RangeError(f"{where}: sums of up to {largest_sum:.2g} do not fit 32 bits; use fewer message bits")
+    largest_sum, limit = int(largest_sums(layer.weight).max()) * message_limit, SUM_LIMIT
+    if layer.convolution is not None:
+        limit = CONVOLUTION_SUM_LIMIT
+    if largest_sum >= limit:
+        bits = limit.bit_length()
+        raise RangeError(f"{where}: sums of up to {largest_sum:.2g} do not fit {bits} bits; use fewer message bits or inputs")
 
 
 def weight_step(weight_bits: int) -> int:
@@ -224,8 +303,9 @@ def save(network: LoihiNetwork, path: str | os.PathLike[str]) -> None:
     for number, layer in enumerate(network.layers, 1):
         for name in ("weight", "du", "dv", "vth", "bias_mant", "bias_exp"):
             arrays[f"layer{number}_{name}"] = np.asarray(getattr(layer, name))
-        plain = {"weight_exp": layer.weight_exp, "weight_bits": layer.weight_bits, "scale": layer.scale, "report": layer.report}
-        layers.append({"kind": "dense", **plain})
+        plain = {name: getattr(layer, name) for name in ("weight_exp", "weight_bits", "scale", "report")}
+        convolution = None if layer.convolution is None else asdict(layer.convolution)
+        layers.append({"kind": "conv" if convolution else "dense", "convolution": convolution, **plain})
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -252,8 +332,10 @@ def load(path: str | os.PathLike[str]) -> LoihiNetwork:
             metadata = json.loads(str(archive["metadata"]))
             if metadata.get("format") != FORMAT:
                 raise CheckpointError(f"{path}: not a Loihi network saved by spikeprop")
-            if metadata["version"] != VERSION:
-                raise CheckpointError(f"{path}: saved as version {metadata['version']}, this spikeprop reads version {VERSION}")
+            if metadata["version"] not in READABLE:
+                raise CheckpointError(
+                    f"{path}: saved as version {metadata['version']}, this spikeprop reads up to version {VERSION}; update it"
+                )
             return LoihiNetwork(
                 layers=_layers(archive, metadata["layers"]),
                 input_shape=tuple(metadata["input_shape"]),
@@ -277,6 +359,15 @@ def _layers(archive: Any, described: Sequence[dict[str, Any]]) -> tuple[LoihiLay
             archive[f"layer{number}_weight"],
             **{name: archive[f"layer{number}_{name}"] for name in ("du", "dv", "vth", "bias_mant", "bias_exp")},
             **{name: layer[name] for name in ("weight_exp", "weight_bits", "scale", "report")},
+            convolution=_convolution(layer.get("convolution")),
         )
         for number, layer in enumerate(described, 1)
     )
+
+
+def _convolution(described: dict[str, Any] | None) -> Convolution | None:
+    if described is None:
+        return None
+    channels, height, width = described["input_shape"]
+    stride, padding = ((int(pair[0]), int(pair[1])) for pair in (described["stride"], described["padding"]))
+    return Convolution((channels, height, width), stride, padding, described["groups"])
