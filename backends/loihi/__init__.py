@@ -4,9 +4,10 @@
     messages = encode(chip, inputs, num_steps=8)        # the integers that the simulator and Lava both receive
     counts = simulate(chip, messages).counts[-1]        # [B, n] spikes of the last layer, for the network's readout
 
-``network.py`` has the registers, ``quantize.py`` the way into them, ``simulator.py`` what they do.
+``network.py`` has the registers, ``quantize.py`` the way into them, ``simulator.py`` what they do, ``aware.py`` training with them.
 """
 
+from spikeprop.backends.loihi.aware import QuantizationAware
 from spikeprop.backends.loihi.network import Convolution, LoihiLayer, LoihiNetwork, load, save
 from spikeprop.backends.loihi.quantize import quantize
 from spikeprop.backends.loihi.simulator import LOIHI, Simulation, Simulator, check_messages, encode, simulate
@@ -16,6 +17,7 @@ __all__ = [
     "Convolution",
     "LoihiLayer",
     "LoihiNetwork",
+    "QuantizationAware",
     "Simulation",
     "Simulator",
     "check_messages",
