@@ -1,16 +1,12 @@
 """Runs a quantised network in Intel's Lava (``lava-nc`` 0.10.0, its fixed-point models), many samples in one run.
 
-Lava itself runs in a process group of its own, from the script ``worker.py``: it is ended as a whole on a time-out, an error,
-an interrupt, and when this process dies. Nothing here imports Lava.
+Lava itself runs in a process group of its own, from the script ``worker.py``, under the eye of ``guard.py``. Nothing here imports
+Lava. ``bundle.py`` writes a network to a folder that runs in Lava where there is no spikeprop.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -21,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spikeprop.backends.lava import guard
 from spikeprop.backends.loihi import LoihiNetwork, check_messages, save
 from spikeprop.backends.loihi.network import Integers
 from spikeprop.errors import BackendError
@@ -28,7 +25,6 @@ from spikeprop.errors import BackendError
 __all__ = ["LavaRun", "available", "install_command", "run"]
 
 WORKER = Path(__file__).with_name("worker.py")
-SHOWN_LINES = 12  # of the worker's stderr in an error: a traceback's end
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,50 +72,14 @@ def run(
         folder = Path(name)
         save(network, folder / "network.npz")
         np.savez(folder / "messages.npz", messages=messages, membranes=np.array(membranes))
-        _run_worker(_worker, folder, timeout)
+        try:
+            guard.run_worker(_worker, folder, folder / "network.npz", timeout)
+        except guard.WorkerError as error:
+            raise BackendError(str(error)) from None
         try:
             with np.load(folder / "out.npz", allow_pickle=False) as out:
                 numbers = range(1, len(network.layers) + 1)
                 recorded = [out[f"membranes{number}"] for number in numbers] if membranes else []
                 return LavaRun([out[f"spikes{number}"] for number in numbers], recorded)
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise BackendError(f"Lava ended without a result: {error}{_last_lines(folder)}") from error
-
-
-def _run_worker(worker: Path, folder: Path, timeout: float) -> None:
-    """Start the worker, wait for it, and leave no process of its group behind."""
-    command = [sys.executable, str(worker), "network.npz", "messages.npz", "out.npz", "--follow-parent"]
-    # Lava's many processes multiply small integer matrices; a pool of threads in each would only fight over the cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    with open(folder / "stderr.txt", "wb") as errors:
-        # Files, not pipes: a process that stayed behind would keep a pipe open and its reader waiting. stdin is a pipe on
-        # purpose: it closes when this process dies, and the worker takes that as its sign to end.
-        process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=environment, start_new_session=True
-        )
-        try:
-            status = process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise BackendError(
-                f"Lava did not finish within {timeout:g} seconds and was stopped; "
-                f"raise timeout, or send fewer samples or steps{_last_lines(folder)}"
-            ) from None
-        finally:
-            _end_group(process)
-    if status != 0:
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
-        raise BackendError(f"the Lava run {how}{_last_lines(folder)}")
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill whatever is left of the process's session, and reap it. Harmless if all have ended."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
-
-
-def _last_lines(folder: Path) -> str:
-    lines = (folder / "stderr.txt").read_text(errors="replace").strip().splitlines()
-    return "\n  ".join(["; its last words:", *lines[-SHOWN_LINES:]]) if lines else ""
+            raise BackendError(f"Lava ended without a result: {error}{guard.last_lines(folder)}") from error

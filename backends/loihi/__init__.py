@@ -7,10 +7,11 @@
 ``network.py`` has the registers, ``quantize.py`` the way into them, ``simulator.py`` what they do, ``aware.py`` training with them.
 """
 
+from spikeprop.backends.loihi.account import account
 from spikeprop.backends.loihi.aware import QuantizationAware
 from spikeprop.backends.loihi.network import Convolution, LoihiLayer, LoihiNetwork, load, save
 from spikeprop.backends.loihi.quantize import quantize
-from spikeprop.backends.loihi.simulator import LOIHI, Simulation, Simulator, check_messages, encode, simulate
+from spikeprop.backends.loihi.simulator import LOIHI, Simulation, Simulator, check_messages, decode, encode, simulate
 
 __all__ = [
     "LOIHI",
@@ -20,7 +21,9 @@ __all__ = [
     "QuantizationAware",
     "Simulation",
     "Simulator",
+    "account",
     "check_messages",
+    "decode",
     "encode",
     "load",
     "quantize",

@@ -121,6 +121,12 @@ def encode(network: LoihiNetwork, inputs: Any, num_steps: int | None = None) -> 
     return np.broadcast_to(messages, (steps, *messages.shape[1:])) if constant else messages
 
 
+def decode(network: LoihiNetwork, messages: Any) -> NDArray[np.float64]:
+    """The currents or spikes that ``messages [T, B, features]`` stand for, ``[T, B, *input_shape]``: what rounding left."""
+    values = network.input_low + np.asarray(messages) * ((network.input_high - network.input_low) / network.message_limit)
+    return np.asarray(values, np.float64).reshape(*values.shape[:2], *network.input_shape)
+
+
 def check_messages(network: LoihiNetwork, messages: Any) -> NDArray[Any]:
     """``messages`` as integers ``[T, B, features]``: int8 for spikes, else int32. Raises InputError if they do not fit."""
     messages = np.asarray(messages)
