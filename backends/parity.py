@@ -69,8 +69,8 @@ def record(engine: str, network: Network, chip: loihi.LoihiNetwork, encoded: Ten
         runner = network if engine == "float" else nir.from_graph(nir.to_graph(network, NIR_DT), dtype=encoded.dtype)
         activities = runner.run(encoded)
         spikes = [activity.spikes.flatten(2).numpy().astype(np.int8) for activity in activities]
-        membranes = [activity.membrane.flatten(2).numpy() * (1 - mark) for activity, mark in zip(activities, spikes, strict=True)]
-        return Recording(spikes, membranes)
+        before = [activity.membrane.flatten(2).numpy() for activity in activities]
+        return Recording(spikes, [levels * (1 - marks) for levels, marks in zip(before, spikes, strict=True)])
     if engine in ("snntorch", "norse"):
         graph = nir.to_graph(network, NIR_DT)
         if engine == "snntorch":
@@ -109,6 +109,7 @@ def report(
         ``spikes`` (the reference's), ``differing``, ``first_differing_step`` (from 1; None if none), the
         ``largest_membrane_difference`` after the reset, in units of U, and both per step.
     ``input_rounding``: accuracy of the float network fed with what the integer messages stand for, and what that lost.
+    ``sample``: the first sample's spikes, per layer ``[step, neuron]`` from 0, in ``both`` or in one of float and integer.
     ``hardware``: :func:`spikeprop.backends.loihi.account` of these samples.
 
     Raises InputError for an unknown engine or labels that do not fit, and whatever the float or integer run raises.
@@ -141,17 +142,14 @@ def report(
         "num_steps": encoded.shape[0],
         "engines": {name: {"accuracy": accuracy[name], "seconds": seconds[name]} for name in recordings},
         "not_run": not_run,
-        "comparisons": [
-            _pair(reference, other, recordings, predictions) for reference, other in PAIRS if {reference, other} <= set(recordings)
-        ],
+        "comparisons": [_pair(*pair, recordings, predictions) for pair in PAIRS if set(pair) <= set(recordings)],
+        "sample": {"layers": _sample(recordings["float"], recordings["integer"])},
         "input_rounding": {"accuracy": accuracy_rounded, "lost": accuracy["float"] - accuracy_rounded},
         "hardware": loihi.account(chip, messages),
     }
 
 
-def _pair(
-    reference: str, other: str, recordings: dict[str, Recording], predictions: dict[str, Tensor]
-) -> dict[str, Any]:
+def _pair(reference: str, other: str, recordings: dict[str, Recording], predictions: dict[str, Tensor]) -> dict[str, Any]:
     one, two = recordings[reference], recordings[other]
     counted = compare(one.spikes, two.spikes)
     layers = []
@@ -174,6 +172,15 @@ def _pair(
         "prediction_agreement": _share(predictions[reference] == predictions[other]),
         "layers": layers,
     }
+
+
+def _sample(real: Recording, integer: Recording) -> list[dict[str, Any]]:
+    layers = []
+    for one, two in zip(real.spikes, integer.spikes, strict=True):
+        left, right = one[:, 0] != 0, two[:, 0] != 0
+        places = {"both": left & right, "only_float": left & ~right, "only_integer": right & ~left}
+        layers.append({"neurons": left.shape[1], **{name: np.argwhere(where).tolist() for name, where in places.items()}})
+    return layers
 
 
 @torch.inference_mode()

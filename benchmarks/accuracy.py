@@ -32,9 +32,10 @@ from spikeprop.models import mlp
 from spikeprop.training import default_batch_size
 
 BENCHMARKS = {  # the network and how long it is trained
-    "digits": {"hidden": [256, 256], "num_steps": 8, "epochs": 20, "noise": 0.3},
+    "digits": {"hidden": [256, 256], "num_steps": 8, "epochs": 20, "noise": 0.0},
     "mnist": {"hidden": [512, 512], "num_steps": 8, "epochs": 6, "noise": 0.0},
 }
+TRACES: dict[str, Any] = {"digits": "exact", "mnist": "shared"}
 OPTIONS = ("readout", "nearest", "tree")
 HEALTH = ("dead", "nearly_dead", "saturated", "rate")
 
@@ -44,8 +45,7 @@ def make_rule(name: str, arguments: argparse.Namespace) -> sp.SigProp:
     rule = sp.SigProp(learn_on=RULES[name])
     if arguments.temperature is not None:
         rule = replace(rule, loss=sp.SimilarityCrossEntropy(temperature=arguments.temperature))
-    if arguments.trace is not None:
-        rule = replace(rule, trace=arguments.trace)
+    rule = replace(rule, trace=arguments.trace or TRACES[arguments.data])
     if arguments.learning_rate is not None:
         rule = replace(rule, optimizer=functools.partial(rule.optimizer, lr=arguments.learning_rate))
     if arguments.highest_rate is not None:

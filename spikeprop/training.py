@@ -44,8 +44,8 @@ class History:
 
 
 def default_batch_size(samples: int) -> int:
-    """128, or fewer for small data so that an epoch still has some sixty updates."""
-    return max(1, min(128, samples // 64))
+    """128, or fewer for small data so that an epoch still has more than a hundred updates."""
+    return max(1, min(128, samples // 128))
 
 
 def fit(

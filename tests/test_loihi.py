@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from spikeprop.backends import loihi
 from spikeprop.backends.loihi import LOIHI, Convolution, LoihiLayer, LoihiNetwork, load, save, simulate
-from spikeprop.backends.parity import compare
 from spikeprop.errors import CheckpointError, InputError, RangeError
 
 LIMIT = 2**23
@@ -367,12 +366,3 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(CheckpointError, match=r"chip\.npz could not be written \(No space left on device\)"):
         save(random_network(1), path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["chip.npz"]
-
-
-def test_compare() -> None:
-    left, right = np.array([[[1, 0, 1]]]), np.array([[[1, 1, 0]]])
-    assert compare([left, left], [left, right]) == [{"spikes": 2, "differing": 0}, {"spikes": 2, "differing": 2}]
-    with pytest.raises(InputError, match="layer 1: cannot compare spikes of shape"):
-        compare([left], [right[0]])
-    with pytest.raises(InputError, match="1 layers with 2"):
-        compare([left], [left, right])

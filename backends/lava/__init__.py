@@ -1,7 +1,7 @@
 """Runs a quantised network in Intel's Lava (``lava-nc`` 0.10.0, its fixed-point models), many samples in one run.
 
-Lava itself runs in a process group of its own, from the script ``worker.py``, under the eye of ``guard.py``. Nothing here imports
-Lava. ``bundle.py`` writes a network to a folder that runs in Lava where there is no spikeprop.
+Lava itself runs in a process group of its own, from the script ``worker.py``, under the eye of ``guard.py``. Nothing here
+imports Lava. ``bundle.py`` writes a network to a folder that runs in Lava where there is no spikeprop.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ class LavaRun:
 
     spikes: 0 or 1, ``[T, B, n]``.
     membranes: Lava's v at the end of each step, so after the reset, ``[T, B, n]``; empty if not asked for.
+    seconds: of Lava's run itself, without starting and building it.
     """
 
     spikes: list[NDArray[np.int8]]
     membranes: list[Integers]
+    seconds: float
 
 
 def available() -> bool:
@@ -80,6 +82,6 @@ def run(
             with np.load(folder / "out.npz", allow_pickle=False) as out:
                 numbers = range(1, len(network.layers) + 1)
                 recorded = [out[f"membranes{number}"] for number in numbers] if membranes else []
-                return LavaRun([out[f"spikes{number}"] for number in numbers], recorded)
+                return LavaRun([out[f"spikes{number}"] for number in numbers], recorded, float(out["seconds"]))
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise BackendError(f"Lava ended without a result: {error}{guard.last_lines(folder)}") from error

@@ -30,8 +30,8 @@ On Python 3.11 to 3.13:
     pip install --no-deps --ignore-requires-python lava-nc==0.10.0
     pip install asteval networkx scipy scikit-learn "numpy<2.4"
 
-x.npz holds messages [T, B, {features}]: integers from 0 to {limit}, T steps of B samples; features are the input of shape {shape}
-in C order. {coding}
+x.npz holds messages [T, B, {features}]: integers from 0 to {limit}, T steps of B samples; features are the input of
+shape {shape} in C order. {coding}
 
 y.npz gets, for every layer, spikes1, spikes2 ... and membranes1, membranes2 ... (after the reset), [T, B, neurons]; counts, the
 last layer's spikes per neuron [B, neurons]; outputs [B, {outputs}], the host's readout counts / T @ weight.T + bias; and
@@ -90,8 +90,8 @@ def write_bundle(
 def _readme(network: LoihiNetwork, outputs: int) -> str:
     coding = "1 is a spike."
     if network.inputs == "graded":
-        low, high = network.input_low, network.input_high
-        coding = f"An input x between {low:g} and {high:g} becomes round((x - {low:g}) / {high - low:g} * {network.message_limit})."
+        low, high, limit = network.input_low, network.input_high, network.message_limit
+        coding = f"An input x between {low:g} and {high:g} becomes round((x - {low:g}) / {high - low:g} * {limit})."
     shape = " x ".join(map(str, network.input_shape))
     return README.format(
         features=math.prod(network.input_shape), limit=network.message_limit, shape=shape, coding=coding, outputs=outputs

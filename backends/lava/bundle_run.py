@@ -22,7 +22,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import guard  # noqa: E402  (stands beside this file)
+import guard  # type: ignore[import-not-found]  # noqa: E402  (stands beside this file in a bundle)
 
 
 class Refusal(Exception):
@@ -95,6 +95,7 @@ def write(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def main() -> int:
+    """Run the input, or the stored sample; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, metavar="X.npz", help="holds messages [T, B, features], integers")
     parser.add_argument("--output", type=Path, metavar="Y.npz", help="gets spikes, membranes, counts, outputs, predictions")

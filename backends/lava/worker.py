@@ -5,7 +5,8 @@ and hangs for ever if one of them fails; so it runs apart, and whoever starts it
 ``spikeprop.backends.lava`` does.
 
 messages.npz holds ``messages [T, B, features]``, integers, and ``membranes``, 0 or 1. out.npz gets ``spikes1``, ``spikes2`` and
-so on and, if wanted, ``membranes1`` and so on (after the reset), ``[T, B, n]``. It is written whole or not at all.
+so on and, if wanted, ``membranes1`` and so on (after the reset), ``[T, B, n]``, and ``seconds``, the time of the run without
+building. It is written whole or not at all.
 
 All samples go through in one continuous run. Each Dense delays by one step, so layer l (from 1) sees step t of the input at
 step t + l; LIFReset clears u and v of layer l just before a sample's first step arrives there.
@@ -23,6 +24,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from typing import Any
 
@@ -155,17 +157,20 @@ def build(network: dict[str, Any], messages: Any, with_membranes: bool) -> tuple
     return feed, Loihi2SimCfg(select_tag="fixed_pt", exception_proc_model_map=models), spikes, membranes
 
 
-def run(feed: Any, configuration: Any, total: int) -> None:
-    """Runs and stops. An error here is fatal for the caller: Lava's processes may be waiting for each other."""
+def run(feed: Any, configuration: Any, total: int) -> float:
+    """Runs and stops; seconds of the run alone. An error is fatal for the caller: Lava's processes may wait for each other."""
     from lava.magma.core.run_conditions import RunSteps
 
     feed.create_runtime(configuration)
     try:
         finished = watch_actors(feed.runtime._messaging_infrastructure.actors)
+        started = time.perf_counter()
         feed.run(RunSteps(num_steps=total))
+        seconds = time.perf_counter() - started
         finished.set()
     finally:
         feed.stop()
+    return seconds
 
 
 def watch_actors(actors: list[Any]) -> threading.Event:
@@ -224,11 +229,12 @@ def main(network_path: str, messages_path: str, out_path: str) -> None:
         messages, with_membranes = archive["messages"], bool(archive["membranes"])
     import_lava()
     feed, configuration, spikes, membranes = build(network, messages, with_membranes)
-    run(feed, configuration, len(spikes[0]))
+    seconds = np.array(run(feed, configuration, len(spikes[0])))
     steps, batch = messages.shape[:2]
     temporary = f"{out_path}.part"
     with open(temporary, "wb") as file:
-        np.savez(file, **collect(spikes, "spikes", steps, batch), **collect(membranes, "membranes", steps, batch))
+        layers = {**collect(spikes, "spikes", steps, batch), **collect(membranes, "membranes", steps, batch)}
+        np.savez(file, seconds=seconds, **layers)
     os.replace(temporary, out_path)
 
 

@@ -4,7 +4,8 @@
     messages = encode(chip, inputs, num_steps=8)        # the integers that the simulator and Lava both receive
     counts = simulate(chip, messages).counts[-1]        # [B, n] spikes of the last layer, for the network's readout
 
-``network.py`` has the registers, ``quantize.py`` the way into them, ``simulator.py`` what they do, ``aware.py`` training with them.
+``network.py`` has the registers, ``quantize.py`` the way into them, ``simulator.py`` what they do, ``aware.py`` training with
+them in the loop, ``account.py`` what they ask of the chip.
 """
 
 from spikeprop.backends.loihi.account import account

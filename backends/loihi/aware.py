@@ -130,8 +130,8 @@ class QuantizationAware(Rule):
         kinds = [type(part).__name__ for part in getattr(layer.synapse, "parts", [layer.synapse])]
         if "Conv2d" in kinds and "AvgPool2d" in kinds[kinds.index("Conv2d") :]:
             raise UnsupportedError(
-                f"{where}: pooling behind a convolution becomes one wider kernel on Loihi, whose weights are sums of the trained "
-                "ones; put the pooling before the next layer's weights"
+                f"{where}: pooling behind a convolution becomes one wider kernel on Loihi, whose weights are sums of the "
+                "trained ones; put the pooling before the next layer's weights"
             )
         neuron: Any = layer.neuron
         shares = kept_shares(*decay_registers(where, neuron.alpha, neuron.beta))

@@ -65,6 +65,7 @@ class _Layer(NamedTuple):
     where: str
     weight: Reals
     convolution: Convolution | None
+    has_exponent: bool
     bias: Reals
     mean: Reals | None
     alpha: Reals
@@ -79,6 +80,7 @@ def quantize(
     inputs: Inputs = "graded",
     input_range: tuple[float, float] = (0.0, 1.0),
     num_message_bits: int | None = None,
+    weight_exponents: bool = True,
 ) -> LoihiNetwork:
     """The network in Loihi's fixed point: layers of LIF neurons that reset to zero, behind dense or convolutional weights.
 
@@ -92,6 +94,8 @@ def quantize(
     inputs: ``"graded"`` for constant currents, sent as integers; ``"spikes"`` for 0 and 1.
     input_range: the lowest and highest current that can be sent (graded inputs).
     num_message_bits: bits of a graded message; by default 8, or as many fewer as the current register demands.
+    weight_exponents: whether dense layers may use the weight exponent. Without, they are treated as convolutions are; lava-dl's
+        format needs that.
 
     ``result.report`` says per layer what was chosen and what rounding cost. ``weight_error`` is relative (root mean square),
     ``threshold_error`` relative, ``bias_error`` in thresholds; ``bias_use`` and ``current_use`` are the largest shares of their
@@ -111,7 +115,7 @@ def quantize(
         low, high = 0.0, 1.0
     elif not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise InputError(f"input_range = {input_range}: the second number must be the larger one, and both finite")
-    layers = [_read(network, index) for index in range(len(network.layers))]
+    layers = [_read(network, index, weight_exponents) for index in range(len(network.layers))]
     if inputs == "spikes":
         bits, first = 0, _place(layers[0], weight_bits, 0.0, 1.0, 1)
     else:
@@ -142,13 +146,13 @@ def _place_first(
         error = math.hypot(placed.report["weight_error"], 0.5 / largest)
         if best is None or error < best[0]:
             best = error, bits, placed
-        if layer.convolution is None:
-            break  # the exponent costs next to nothing, so more bits are always better
+        if layer.has_exponent:
+            break  # it costs next to nothing, so more bits are always better
     assert best is not None
     return best[1:]
 
 
-def _read(network: Any, index: int) -> _Layer:
+def _read(network: Any, index: int, weight_exponents: bool) -> _Layer:
     """One layer's real numbers. Raises for everything that a layer on Loihi is not."""
     layer, where = network.layers[index], f"layer {index + 1}"
     neuron = layer.neuron
@@ -170,6 +174,7 @@ def _read(network: Any, index: int) -> _Layer:
         where,
         weight,
         convolution,
+        weight_exponents and convolution is None,  # Lava ignores a convolution's
         np.broadcast_to(_real(layer.bias), layer.output_shape).reshape(-1),
         None if mean is None else _real(mean).reshape(-1),
         *(per_neuron(getattr(neuron, name)) for name in ("alpha", "beta", "threshold")),
@@ -254,8 +259,8 @@ def _place(layer: _Layer, weight_bits: int, low: float, message_step: float, mes
     sum_limit = np.ceil((REGISTER_LIMIT >> ALIGNMENT_SHIFT) * (du + 1) / DECAY_UNITY) - 1
     problem: RangeError | None = None
     for shift in range(1 - WEIGHT_EXPONENT_LIMITS[0]):
-        exponent = -shift if layer.convolution is None else 0
-        if shift and layer.convolution is not None:
+        exponent = -shift if layer.has_exponent else 0
+        if shift and not layer.has_exponent:
             weights = round_weights(layer.weight, weight_bits, finest / 2**shift)
             if not weights.codes.any():
                 break
