@@ -1,4 +1,4 @@
-"""The command ``spikeprop``: train, evaluate, diagnose, export, simulate, demo.
+"""The command ``spikeprop``: train, evaluate, diagnose, export, simulate, parity, demo.
 
 Each subcommand is one function from its arguments to an :class:`Outcome`: a text for people or, under ``--json``, one line with
 a JSON object on standard output. Everything else, progress above all, goes to standard error.
@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import spikeprop
 from spikeprop import demo as demonstration
-from spikeprop import runs
-from spikeprop.backends import loihi, parity
+from spikeprop import parity_page, report, runs
+from spikeprop.backends import loihi, netx, nir, parity
+from spikeprop.backends.lava.bundle import write_bundle
 from spikeprop.data import Data, Split
 from spikeprop.encoding import Encoder, default_encoder, from_config
 from spikeprop.errors import CheckpointError, InputError, SpikepropError
@@ -27,8 +28,9 @@ from spikeprop.evaluation import Health, dead_neurons, evaluate
 from spikeprop.losses import SimilarityCrossEntropy
 from spikeprop.neuron import LIF
 from spikeprop.options import DEFAULT_STEPS, DEFAULTS, parser
+from spikeprop.rules.base import Rule
 from spikeprop.rules.sigprop import SigProp
-from spikeprop.storage import save_network
+from spikeprop.storage import save_network, write_text
 from spikeprop.surrogate import ATan, LearnOn, Membrane
 from spikeprop.training import CHECKPOINT, default_batch_size, fit
 
@@ -74,6 +76,8 @@ def train(args: argparse.Namespace) -> Outcome:
     settings = {"num_steps": config["num_steps"], "encoder": encoder, "seed": config["seed"]}
 
     def fresh() -> spikeprop.Network:
+        if config["start_from"] is not None and not args.resume:
+            return runs.load_run(config["start_from"]).network
         neuron = LIF(config["beta"], config["threshold"])
         return runs.build_model(config["model"], data, neuron=neuron, seed=config["seed"])
 
@@ -133,8 +137,21 @@ def diagnose(args: argparse.Namespace) -> Outcome:
 def export(args: argparse.Namespace) -> Outcome:
     """Write a run's network in a chip's own numbers."""
     run = runs.load_run(args.run)
-    chip = run.quantize(args.weight_bits)
-    loihi.save(chip, args.output)
+    data = {"run": str(args.run), "to": args.to, "path": str(args.output)}
+    if args.to == "nir":
+        nir.write(run.network, args.output, args.dt)
+        text = f"wrote {args.output}: {len(run.network.layers)} layers in float64, {args.dt:g} s per step"
+        return Outcome(text, {**data, "dt": args.dt})
+    chip = run.quantize(args.weight_bits, "netx" if args.to == "net" else "lava")
+    if args.to == "lava":
+        inputs = _split(run.data(args.data_root), "test").inputs[: args.samples]
+        messages = loihi.encode(chip, run.encoded(inputs))
+        readout = run.network.readout
+        write_bundle(chip, args.output, messages, readout.weight, readout.bias)
+    elif args.to == "net":
+        netx.write(chip, args.output)
+    else:
+        loihi.save(chip, args.output)
     lines = [f"wrote {args.output}: {len(chip.layers)} layers, {args.weight_bits}-bit weights", _describe_inputs(chip.report)]
     for number, layer in enumerate(chip.report["layers"], 1):
         lines.append(
@@ -142,8 +159,9 @@ def export(args: argparse.Namespace) -> Outcome:
             f"weights off by {layer['weight_error']:.2%} (rms), threshold by {layer['threshold_error']:.3%}, "
             f"bias by {layer['bias_error']:.3%} of the threshold"
         )
-    data = {"run": str(args.run), "to": args.to, "path": str(args.output), "report": chip.report}
-    return Outcome("\n".join(lines), data)
+    if args.to == "lava":
+        lines.append(f"where lava-nc is installed: python {_quoted(args.output / 'run.py')} --check")
+    return Outcome("\n".join(lines), {**data, "report": chip.report})
 
 
 def simulate(args: argparse.Namespace) -> Outcome:
@@ -171,6 +189,24 @@ def simulate(args: argparse.Namespace) -> Outcome:
     )
 
 
+def compare_engines(args: argparse.Namespace) -> Outcome:
+    """Run a network by every engine there is, and say where they differ."""
+    report.require_matplotlib()
+    run = runs.load_run(args.run)
+    config = run.config if args.data is None else {**run.config, "data": args.data}
+    split = _split(runs.load_data(config, args.data_root), "test")
+    inputs, labels = split.inputs[: args.samples], split.labels[: args.samples]
+    chip = run.quantize(args.weight_bits)
+    found = parity.report(run.network, chip, run.encoded(inputs), labels, engines=args.engines, timeout=args.timeout)
+    found = {"run": str(args.run), "data": config["data"], **found, "quantisation": chip.report}
+    out = args.out or args.run
+    runs.write_json(out / "parity.json", found)
+    write_text(out / "parity.html", parity_page.page(found))
+    exact = [pair["differing_spikes"] for pair in found["comparisons"] if pair["other"] == "lava"]
+    text = f"{parity_page.text(found)}\n\nsee {out / 'parity.html'}"
+    return Outcome(text, {**found, "html": str(out / "parity.html")}, 1 if any(exact) else 0)
+
+
 def demo(args: argparse.Namespace) -> Outcome:
     """The whole job on scikit-learn's digits."""
     shown = demonstration.run(args.out, epochs=args.epochs, samples=args.samples, picture=args.picture)
@@ -183,6 +219,7 @@ COMMANDS = {
     "diagnose": diagnose,
     "export": export,
     "simulate": simulate,
+    "parity": compare_engines,
     "demo": demo,
 }
 
@@ -211,6 +248,8 @@ def _configure(args: argparse.Namespace) -> tuple[dict[str, Any], Data]:
     if not args.overwrite:
         runs.refuse_loss(args.out)
     config = {**DEFAULTS, **given}
+    if config["start_from"] is not None:
+        config |= _inherit(given)
     _rule(config)
     data = runs.load_data(config)
     encoder = from_config(config["encoder"]) if config["encoder"] else default_encoder(data.temporal)
@@ -223,17 +262,29 @@ def _configure(args: argparse.Namespace) -> tuple[dict[str, Any], Data]:
     return config, data
 
 
-def _rule(config: dict[str, Any]) -> SigProp:
+def _inherit(given: dict[str, Any]) -> dict[str, Any]:
+    """What a run that starts from another takes over: what the network is, and how its inputs are coded."""
+    path = Path(given["start_from"])
+    before = runs.load_run(path).config
+    kept = {name: before[name] for name in ("data", "data_root", "encoder", "model", "beta", "threshold", "num_steps")}
+    for name in ("model", "beta", "threshold"):
+        if name in given and given[name] != kept[name]:
+            raise InputError(f"--{name} {given[name]}: the network of {path} has {kept[name]}; leave the option out")
+    return {**kept, **{name: value for name, value in given.items() if name in kept}, "start_from": str(path)}
+
+
+def _rule(config: dict[str, Any]) -> Rule:
     if config["rule"] not in RULES:
         raise InputError(f"unknown rule {config['rule']!r}; known: {', '.join(RULES)}")
     optimizer: Any = SigProp().optimizer
-    return SigProp(
+    rule = SigProp(
         learn_on=RULES[config["rule"]],
         loss=SimilarityCrossEntropy(temperature=config["temperature"]),
         trace=config["trace"],
         update_every=config["update_every"],
         optimizer=partial(optimizer, lr=config["learning_rate"]),
     )
+    return rule if config["weight_bits"] is None else loihi.QuantizationAware(rule, config["weight_bits"])
 
 
 def _encoder(text: str) -> Encoder:

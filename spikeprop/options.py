@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import spikeprop
+from spikeprop.backends.parity import ENGINES as PARITY_ENGINES
 from spikeprop.data_files import READERS
 from spikeprop.encoding import ENCODERS
 from spikeprop.errors import InputError
@@ -33,9 +34,17 @@ DEFAULTS: dict[str, Any] = {  # of a training; None: from the data
     "trace": _RULE.trace,
     "noise": 0.0,
     "update_every": None,
+    "weight_bits": None,
+    "start_from": None,
     "epochs": 20,
     "batch_size": None,
     "seed": 0,
+}
+EXPORTS = {
+    "loihi": "fixed point, an .npz of integers",
+    "lava": "a folder that runs in Lava by itself",
+    "net": "lava-dl's HDF5",
+    "nir": "the Neuromorphic Intermediate Representation, floats",
 }
 DEFAULT_STEPS = 8  # T for data without a time axis
 
@@ -115,10 +124,21 @@ def parser(commands: Mapping[str, Callable[..., Any]], rules: Iterable[str]) -> 
     _data_root(made)
     _split(made)
 
-    made = command("export", "write a network in a chip's own numbers", "runs/digits --to loihi -o digits-loihi.npz")
+    made = command(
+        "export",
+        "write a network for a chip or for another library",
+        "runs/digits --to loihi -o digits-loihi.npz",
+        "runs/digits --to lava -o digits-lava    # a folder that needs only lava-nc: python digits-lava/run.py --check",
+        "runs/digits --to net -o digits.net      # lava-dl's netx",
+        "runs/digits --to nir -o digits.nir",
+    )
     _run_folder(made)
-    made.add_argument("--to", choices=("loihi",), required=True, help="loihi: fixed point, an .npz of integers")
-    made.add_argument("-o", "--output", type=Path, required=True, metavar="PATH", help="the file to write")
+    _data_root(made)
+    formats = "; ".join(f"{name}: {what}" for name, what in EXPORTS.items())
+    made.add_argument("--to", choices=tuple(EXPORTS), required=True, help=formats)
+    made.add_argument("-o", "--output", type=Path, required=True, metavar="PATH", help="the file or folder to write")
+    made.add_argument("--samples", type=_count, default=10, metavar="N", help="test samples stored with lava (default: 10)")
+    made.add_argument("--dt", type=_positive, default=1e-3, metavar="S", help="seconds per step, for nir (default: 0.001)")
     _weight_bits(made)
 
     made = command(
@@ -134,6 +154,21 @@ def parser(commands: Mapping[str, Callable[..., Any]], rules: Iterable[str]) -> 
     made.add_argument("--against", choices=(*ENGINES, "none"), default="float", help="compare with this (default: float)")
     made.add_argument("--samples", type=_count, default=100, metavar="N", help="the first N of the test split (default: 100)")
     made.add_argument("--timeout", type=_positive, default=600.0, metavar="S", help="end Lava after S seconds (default: 600)")
+    _weight_bits(made)
+
+    made = command(
+        "parity",
+        "compare a network as trained, in integers, in Lava, and from NIR in snnTorch and Norse, spike by spike",
+        "runs/digits --samples 100",
+        "runs/digits --engines integer lava --weight-bits 4 --json",
+    )
+    _run_folder(made)
+    made.add_argument("--data", choices=tuple(READERS), help="another data set of the same shape (default: the run's own)")
+    _data_root(made)
+    made.add_argument("--engines", nargs="+", choices=PARITY_ENGINES, default=PARITY_ENGINES, help="default: all there are")
+    made.add_argument("--samples", type=_count, default=100, metavar="N", help="the first N of the test split (default: 100)")
+    made.add_argument("--timeout", type=_positive, default=600.0, metavar="S", help="end Lava after S seconds (default: 600)")
+    made.add_argument("--out", type=Path, metavar="FOLDER", help="for parity.json and parity.html (default: the run's folder)")
     _weight_bits(made)
 
     made = command("demo", "do the whole job on scikit-learn's digits and write a report", "", "--out runs/demo --json")
@@ -185,6 +220,9 @@ def _training(made: argparse.ArgumentParser, rules: Iterable[str]) -> None:
     option("--trace", "shared (one per input, online) or exact (a spike wipes its neuron's)", choices=("shared", "exact"))
     option("--noise", "standard deviation of noise on the training inputs, for small data", type=_positive, metavar="X")
     option("--update-every", "time steps between weight updates (default: once per sample)", type=_count, metavar="K")
+    bits = range(2, 9)
+    option("--weight-bits", "train with Loihi's weights of 2 to 8 bits, and its decays", type=int, choices=bits, metavar="N")
+    option("--start-from", "a finished run whose trained network to start from; its model is taken over", metavar="RUN")
     option("--seed", "fixes weights, order and random encoders", type=_seed, metavar="N")
     made.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder (default: runs/DATA-RULE)")
     made.add_argument("--resume", action="store_true", help="continue the run in --out after its last whole epoch")

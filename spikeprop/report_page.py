@@ -55,7 +55,7 @@ def page(content: Content, figures: Mapping[str, str]) -> str:
     facts += f"T = {config['num_steps']} time steps; {config['epochs']} epochs; seed {config['seed']}"
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     return PAGE.format(
-        style=CSS + _variables(COLOURS) + "@media (prefers-color-scheme: dark) {" + _variables(DARK) + "}",
+        style=style(),
         facts=escape(facts),
         cards=cards(content),
         curves=figure("accuracy", "Share of the images that the readout predicts rightly.")
@@ -161,6 +161,11 @@ def _percent(share: float) -> str:
 
 def _count(layer: Content, name: str) -> str:
     return f"{round(layer[name] * layer['neurons'])} of {layer['neurons']}"
+
+
+def style() -> str:
+    """The style sheet of every page: the layout, and the colours of figures in light and dark."""
+    return CSS + _variables(COLOURS) + "@media (prefers-color-scheme: dark) {" + _variables(DARK) + "}"
 
 
 def _variables(colours: dict[str, str]) -> str:

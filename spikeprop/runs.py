@@ -26,6 +26,7 @@ import spikeprop
 from spikeprop import data as datasets
 from spikeprop.backends import lava, loihi
 from spikeprop.backends.loihi.network import Inputs
+from spikeprop.backends.loihi.quantize import Target
 from spikeprop.data import Data, Split
 from spikeprop.encoding import Current, Encoder, from_config
 from spikeprop.errors import CheckpointError, InputError
@@ -66,11 +67,17 @@ class Run:
         """The data set the run was trained on, from ``root`` if its files have moved."""
         return load_data(self.config, root)
 
-    def quantize(self, weight_bits: int = 8) -> loihi.LoihiNetwork:
+    def encoded(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs ``[B, ...]`` as the run's encoder makes them, ``[T, B, *input_shape]``."""
+        batches = encode_in_batches(self.network, inputs, self.config["num_steps"], self.encoder, BATCH, self.config["seed"])
+        encoded = [x for _, x in batches]
+        return encoded[0] if len(encoded) == 1 else torch.cat(encoded, 1)
+
+    def quantize(self, weight_bits: int = 8, target: Target = "lava") -> loihi.LoihiNetwork:
         """The network in Loihi's integers, with inputs coded as the run's encoder makes them."""
         coding = self.config["input_coding"]
         low, high = coding["input_range"]
-        return loihi.quantize(self.network, weight_bits, inputs=coding["inputs"], input_range=(low, high))
+        return loihi.quantize(self.network, weight_bits, inputs=coding["inputs"], input_range=(low, high), target=target)
 
 
 def load_data(config: dict[str, Any], root: str | None = None) -> Data:

@@ -10,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import spikeprop as sp
 from spikeprop import runs
-from spikeprop.backends import lava, loihi
+from spikeprop.backends import lava, loihi, netx, nir
 from spikeprop.cli import RULES, advise, main
 from spikeprop.encoding import Current, Events, Latency, Poisson
 from spikeprop.errors import BackendError, SpikepropError
@@ -163,6 +164,71 @@ def test_export_writes_what_quantize_makes(bits, finished, tmp_path, capsys):
     chip = loihi.quantize(runs.load_run(finished).network, bits)
     assert found["report"] == json.loads(json.dumps(chip.report))
     assert all((a.weight == b.weight).all() for a, b in zip(chip.layers, loihi.load(path).layers, strict=True))
+
+
+def test_export_for_lava_dl_and_nir(finished, tmp_path, capsys):
+    network = runs.load_run(finished).network
+    status, found, _ = call(capsys, "export", finished, "--to", "net", "-o", tmp_path / "a.net")
+    chip = loihi.quantize(network, target="netx")
+    assert status == 0 and found["report"] == json.loads(json.dumps(chip.report))
+    back = netx.read(tmp_path / "a.net")
+    assert all((a.weight == b.weight).all() for a, b in zip(chip.layers, back.layers, strict=True))
+    status, found, _ = call(capsys, "export", finished, "--to", "nir", "-o", tmp_path / "a.nir", "--dt", "1e-4")
+    assert status == 0 and found["dt"] == 1e-4
+    inputs = sp.data.load("digits").test.inputs[:20].expand(4, 20, 1, 8, 8)
+    for ours, theirs in zip(network.run(inputs), nir.read(tmp_path / "a.nir").run(inputs), strict=True):
+        assert torch.equal(ours.spikes, theirs.spikes) and ours.spikes.any()
+
+
+def test_export_of_a_bundle(finished, tmp_path, capsys):
+    status, found, _ = call(capsys, "export", finished, "--to", "lava", "-o", tmp_path / "b", "--samples", 7)
+    assert status == 0 and found["path"] == str(tmp_path / "b")
+    with np.load(tmp_path / "b" / "sample.npz") as sample:
+        assert sample["messages"].shape == (4, 7, 64) and sample["spikes2"].shape == (4, 7, 16)
+    assert "is not an empty folder" in refused(capsys, "export", finished, "--to", "lava", "-o", tmp_path / "b")
+
+
+def test_parity_in_terminal_json_and_page(finished, tmp_path, capsys):
+    arguments = ["parity", finished, "--samples", 12, "--engines", "integer", "nir", "snntorch", "norse", "--out", tmp_path]
+    status, found, _ = call(capsys, *arguments)
+    assert status == 0 and found["samples"] == 12 and list(found["engines"]) == ["float", "integer", "nir", "snntorch", "norse"]
+    assert [pair["differing_spikes"] for pair in found["comparisons"][1:]] == [0, 0, 0]
+    assert json.loads((tmp_path / "parity.json").read_text()) == {key: found[key] for key in found if key != "html"}
+    page = (tmp_path / "parity.html").read_text()
+    assert not re.search(r"https?:|<script|<link|@import|url\((?!#)", page) and page.count("<svg") == 4
+    for layer in found["comparisons"][0]["layers"]:
+        assert f"<td>{layer['spikes']:,}</td><td>{layer['differing']:,}</td>" in page
+    assert main(list(map(str, arguments))) == 0
+    text = capsys.readouterr().out
+    assert "as trained and NIR in snnTorch: predictions agree on 100.00%" in text and "synaptic operations" in text
+
+
+def test_parity_fails_where_lava_differs(finished, tmp_path, capsys, monkeypatch):
+    """A run of Lava that disagrees in one spike is an exit status of 1."""
+
+    def wrong(chip, messages, **_):
+        result = loihi.simulate(chip, messages, record="all")
+        result.spikes[1][2, 3, 4] ^= 1
+        return lava.LavaRun(result.spikes, result.membranes_after_reset, 1.0)
+
+    monkeypatch.setattr(lava, "run", wrong)
+    status, found, _ = call(capsys, "parity", finished, "--samples", 5, "--engines", "lava", "--out", tmp_path)
+    assert status == 1
+    assert [layer["differing"] for layer in found["comparisons"][1]["layers"]] == [0, 1]
+    assert found["comparisons"][1]["layers"][1]["first_differing_step"] == 3
+
+
+def test_training_on_with_the_chips_weights(finished, tmp_path, capsys):
+    words = ["--start-from", finished, "--weight-bits", 3, "--epochs", 1, "--batch-size", 128, "--out", tmp_path / "q"]
+    assert call(capsys, "train", *words)[0] == 0
+    run = runs.load_run(tmp_path / "q")
+    assert run.config["model"] == "mlp:24,16" and run.config["num_steps"] == 4 and run.config["weight_bits"] == 3
+    assert all(layer["weight_error"] < 1e-6 for layer in run.quantize(3).report["layers"])
+    before = runs.load_run(finished)
+    assert run.result["health_before_training"] == before.result["health"]
+    line = refused(capsys, "train", *words[:-1], tmp_path / "r", "--model", "mlp:9")
+    assert "--model mlp:9: the network of" in line and "has mlp:24,16; leave the option out" in line
+    assert "is no run folder" in refused(capsys, "train", "--start-from", tmp_path / "no", "--out", tmp_path / "r")
 
 
 def test_help_and_version(capsys):

@@ -21,7 +21,7 @@ import torch
 from spikeprop.backends import lava
 from spikeprop.backends.loihi import Convolution, LoihiLayer, LoihiNetwork, encode, quantize, simulate
 from spikeprop.backends.parity import compare
-from spikeprop.errors import BackendError
+from spikeprop.errors import BackendError, UnsupportedError
 from spikeprop.models import mlp
 
 needs_lava = pytest.mark.skipif(not lava.available(), reason=f"Lava is not installed: {lava.install_command()}")
@@ -277,6 +277,19 @@ def test_missing_lava_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) ->
         lava.run(NETWORK, MESSAGES)
     monkeypatch.setattr(sys, "version_info", (3, 10, 14))
     assert lava.install_command() == "pip install lava-nc==0.10.0"
+
+
+@pytest.mark.parametrize(
+    ("convolution", "kernel", "message"),
+    [
+        (Convolution((1, 2, 126), padding=(0, 1)), (1, 1, 2, 2), "layer 1: its padded picture of 128 exceeds 127, the most"),
+        (Convolution((128, 2, 2), groups=128), (128, 1, 2, 2), "layer 1: its number of groups of 128 exceeds 127"),
+    ],
+)
+def test_geometry_beyond_lavas_bytes_is_refused(convolution: Convolution, kernel: tuple[int, ...], message: str) -> None:
+    network = LoihiNetwork((LoihiLayer.build(np.full(kernel, 2), vth=1, convolution=convolution),), convolution.input_shape)
+    with pytest.raises(UnsupportedError, match=message):
+        lava.run(network, np.zeros((1, 1, math.prod(convolution.input_shape)), int))
 
 
 def test_importing_the_runner_does_not_import_lava() -> None:

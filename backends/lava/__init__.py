@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from spikeprop.backends.lava import guard
 from spikeprop.backends.loihi import LoihiNetwork, check_messages, save
 from spikeprop.backends.loihi.network import Integers
-from spikeprop.errors import BackendError
+from spikeprop.errors import BackendError, UnsupportedError
 
 __all__ = ["LavaRun", "available", "install_command", "run"]
 
+BYTE_LIMIT = 127  # a signed byte, where Lava keeps kernel size, stride, padding and groups
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -65,9 +66,11 @@ def run(
     timeout: seconds after which the run is ended. Lava takes about 1 ms per step (T * B steps) and a few seconds to start.
     membranes: also record v of every layer, which takes about twice as long.
 
-    Raises BackendError if Lava is not installed, fails, or does not answer in time; InputError if the messages do not fit.
+    Raises BackendError if Lava is not installed, fails, or does not answer in time; InputError if the messages do not fit;
+    UnsupportedError for a convolution that Lava cannot hold.
     """
     messages = check_messages(network, messages)
+    check_convolutions(network)
     if not available():
         raise BackendError(f"Lava is not installed for this Python ({sys.executable}). Install it with:\n  {install_command()}")
     with tempfile.TemporaryDirectory(prefix="spikeprop-lava-") as name:
@@ -85,3 +88,19 @@ def run(
                 return LavaRun([out[f"spikes{number}"] for number in numbers], recorded, float(out["seconds"]))
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise BackendError(f"Lava ended without a result: {error}{guard.last_lines(folder)}") from error
+
+
+def check_convolutions(network: LoihiNetwork) -> None:
+    """Raises UnsupportedError for geometry beyond Lava's signed bytes, in which it computes without a check."""
+    for number, layer in enumerate(network.layers, 1):
+        if layer.convolution is None:
+            continue
+        _, *size = layer.convolution.input_shape
+        padded = [extent + 2 * pad for extent, pad in zip(size, layer.convolution.padding, strict=True)]
+        numbers = {"padded picture": padded, "kernel": layer.weight.shape[2:], "stride": layer.convolution.stride}
+        for name, values in {**numbers, "number of groups": [layer.convolution.groups]}.items():
+            if max(values) > BYTE_LIMIT:
+                raise UnsupportedError(
+                    f"layer {number}: its {name} of {max(values)} exceeds {BYTE_LIMIT}, the most that Lava's convolution "
+                    "counts to; use smaller pictures or a larger stride before it"
+                )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from spikeprop.backends.lava import check_convolutions
 from spikeprop.backends.loihi import LoihiNetwork, check_messages, save, simulate
 from spikeprop.backends.loihi.network import write_arrays
 from spikeprop.errors import CheckpointError, InputError
@@ -53,6 +54,7 @@ def write_bundle(
     Raises InputError if the folder holds something already or the messages do not fit, CheckpointError if it cannot be written.
     """
     folder, messages = Path(folder), check_messages(network, messages)
+    check_convolutions(network)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; choose another, or remove it")
     expected = simulate(network, messages).spikes

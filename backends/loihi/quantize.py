@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,9 @@ from spikeprop.errors import InputError, RangeError, UnsupportedError
 Reals = NDArray[np.float64]
 
 DEFAULT_MESSAGE_BITS = 8  # pixels have no more
+Target = Literal["lava", "netx"]
+BIAS_EXPONENTS = {"lava": range(BIAS_EXPONENT_LIMIT + 1), "netx": range(6, 7)}  # netx gives every neuron the same one
+
 MINIMUM_MESSAGE_BITS = 2  # fewer say so little of a current that the search for bits does not go there by itself
 
 
@@ -66,6 +69,7 @@ class _Layer(NamedTuple):
     weight: Reals
     convolution: Convolution | None
     has_exponent: bool
+    bias_exponents: range
     bias: Reals
     mean: Reals | None
     alpha: Reals
@@ -80,7 +84,7 @@ def quantize(
     inputs: Inputs = "graded",
     input_range: tuple[float, float] = (0.0, 1.0),
     num_message_bits: int | None = None,
-    weight_exponents: bool = True,
+    target: Target = "lava",
 ) -> LoihiNetwork:
     """The network in Loihi's fixed point: layers of LIF neurons that reset to zero, behind dense or convolutional weights.
 
@@ -94,8 +98,8 @@ def quantize(
     inputs: ``"graded"`` for constant currents, sent as integers; ``"spikes"`` for 0 and 1.
     input_range: the lowest and highest current that can be sent (graded inputs).
     num_message_bits: bits of a graded message; by default 8, or as many fewer as the current register demands.
-    weight_exponents: whether dense layers may use the weight exponent. Without, they are treated as convolutions are; lava-dl's
-        format needs that.
+    target: ``"lava"``, or ``"netx"`` for what lava-dl's ``.net`` can say: no weight exponent, so that dense layers are treated
+        as convolutions are, and biases in multiples of 64.
 
     ``result.report`` says per layer what was chosen and what rounding cost. ``weight_error`` is relative (root mean square),
     ``threshold_error`` relative, ``bias_error`` in thresholds; ``bias_use`` and ``current_use`` are the largest shares of their
@@ -115,7 +119,9 @@ def quantize(
         low, high = 0.0, 1.0
     elif not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise InputError(f"input_range = {input_range}: the second number must be the larger one, and both finite")
-    layers = [_read(network, index, weight_exponents) for index in range(len(network.layers))]
+    if target not in BIAS_EXPONENTS:
+        raise InputError(f"target = {target!r} is none of {', '.join(BIAS_EXPONENTS)}")
+    layers = [_read(network, index, target) for index in range(len(network.layers))]
     if inputs == "spikes":
         bits, first = 0, _place(layers[0], weight_bits, 0.0, 1.0, 1)
     else:
@@ -152,7 +158,7 @@ def _place_first(
     return best[1:]
 
 
-def _read(network: Any, index: int, weight_exponents: bool) -> _Layer:
+def _read(network: Any, index: int, target: Target) -> _Layer:
     """One layer's real numbers. Raises for everything that a layer on Loihi is not."""
     layer, where = network.layers[index], f"layer {index + 1}"
     neuron = layer.neuron
@@ -174,7 +180,8 @@ def _read(network: Any, index: int, weight_exponents: bool) -> _Layer:
         where,
         weight,
         convolution,
-        weight_exponents and convolution is None,  # Lava ignores a convolution's
+        target == "lava" and convolution is None,  # Lava ignores a convolution's
+        BIAS_EXPONENTS[target],
         np.broadcast_to(_real(layer.bias), layer.output_shape).reshape(-1),
         None if mean is None else _real(mean).reshape(-1),
         *(per_neuron(getattr(neuron, name)) for name in ("alpha", "beta", "threshold")),
@@ -268,7 +275,8 @@ def _place(layer: _Layer, weight_bits: int, low: float, message_step: float, mes
         scale = weights.scale / message_step * 2.0**exponent
         vth, wanted_bias = np.rint(layer.threshold * scale), bias * scale * 2**ALIGNMENT_SHIFT
         largest_sum = np.repeat(_largest_sums(weights.codes, message_limit, -exponent), len(bias) // len(weights.codes))
-        problem = _overflow(where, largest_sum, sum_limit, vth, wanted_bias)
+        bias_limit = BIAS_MANTISSA_LIMITS[1] << layer.bias_exponents[-1]
+        problem = _overflow(where, largest_sum, sum_limit, vth, wanted_bias, bias_limit)
         if problem is None:
             break
     if problem is not None:
@@ -278,7 +286,7 @@ def _place(layer: _Layer, weight_bits: int, low: float, message_step: float, mes
             f"{where}: threshold {layer.threshold.min():g} rounds to 0, the largest weight being {_largest(layer.weight):g}; "
             "raise the threshold or make the weights smaller"
         )
-    mantissa, bias_exponent = _split_bias(wanted_bias)
+    mantissa, bias_exponent = _split_bias(wanted_bias, layer.bias_exponents)
     # Shares are in 0..1; errors are the largest absolute ones, except where they say otherwise.
     report = {
         "synapse": "dense" if layer.convolution is None else "conv",
@@ -293,7 +301,7 @@ def _place(layer: _Layer, weight_bits: int, low: float, message_step: float, mes
         "beta_error": _largest(beta - layer.beta),
         "threshold_error": _largest(vth / scale / layer.threshold - 1),
         "bias_error": _largest((np.left_shift(mantissa, bias_exponent) - wanted_bias) / (vth * 2**ALIGNMENT_SHIFT)),
-        "bias_use": _largest(wanted_bias) / (BIAS_MANTISSA_LIMITS[1] << BIAS_EXPONENT_LIMIT),
+        "bias_use": _largest(wanted_bias) / bias_limit,
         "threshold_register": int(vth.max()),
         "membrane_range": REGISTER_LIMIT / float(vth.max() * 2**ALIGNMENT_SHIFT),
         "worst_case_current": int(largest_sum.max()),
@@ -359,7 +367,7 @@ def _largest_sums(codes: NDArray[np.int64], message_limit: int, shift: int) -> N
     return np.maximum(most >> shift, -(least >> shift))
 
 
-def _overflow(where: str, largest_sum: Any, sum_limit: Any, vth: Reals, bias: Reals) -> RangeError | None:
+def _overflow(where: str, largest_sum: Any, sum_limit: Any, vth: Reals, bias: Reals, bias_limit: int) -> RangeError | None:
     """The first register that is too small, as the error to raise."""
     how = f"even {2 ** -WEIGHT_EXPONENT_LIMITS[0]} times smaller"
     over = largest_sum - sum_limit
@@ -370,7 +378,6 @@ def _overflow(where: str, largest_sum: Any, sum_limit: Any, vth: Reals, bias: Re
             f"{where}: the inputs can send {largest_sum[worst]:.6g} in a step, which exceeds {limit:.6g}, beyond which Loihi's "
             f"24-bit current wraps, {how}; use fewer message bits, fewer inputs or a lower alpha"
         )
-    bias_limit = BIAS_MANTISSA_LIMITS[1] << BIAS_EXPONENT_LIMIT
     try:
         check_register(where, "threshold", vth, 0, THRESHOLD_LIMIT, "lower the threshold or raise the weights")
     except RangeError as error:
@@ -383,10 +390,10 @@ def _overflow(where: str, largest_sum: Any, sum_limit: Any, vth: Reals, bias: Re
     return None
 
 
-def _split_bias(bias: Reals) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _split_bias(bias: Reals, exponents: range) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Each bias as mantissa and exponent, with the smallest exponent that lets the mantissa fit."""
     mantissa, exponent = np.zeros(bias.shape, np.int64), np.full(bias.shape, -1)
-    for candidate in range(BIAS_EXPONENT_LIMIT + 1):
+    for candidate in exponents:
         rounded = np.rint(bias / 2**candidate)
         fits = (exponent < 0) & (rounded >= BIAS_MANTISSA_LIMITS[0]) & (rounded <= BIAS_MANTISSA_LIMITS[1])
         mantissa[fits], exponent[fits] = rounded[fits], candidate
