@@ -144,6 +144,40 @@ def test_committed_memory_is_flat() -> None:
     assert results["summary"]["passed"] and all(ratio <= 1.05 for ratio in results["summary"]["ratio"].values())
 
 
+def committed(name: str) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
+    assert results["versions"].keys() == VERSIONS
+    return results
+
+
+def test_committed_parity_is_exact_and_not_harmless() -> None:
+    summary = committed("loihi-parity")["summary"]
+    assert summary["networks"] >= 200 and summary["differing_spikes"] == summary["differing_membranes"] == 0
+    wanted = ["convolution", "groups", "synaptic memory", "saturated membrane", "rate above 0.5", "current that could wrap"]
+    wanted += ["several samples", "graded inputs", *(f"{layers} layers" for layers in range(1, 6))]
+    assert all(summary["exercised"][name] >= 10 for name in wanted)
+
+
+def test_committed_speed_reaches_its_goals() -> None:
+    results = committed("loihi-speed")
+    for name, goal in {"batch_512": 300, "batch_1": 30}.items():
+        ratios = [cell[name] / cell["lava"] for cell in results["cells"]]
+        assert results["summary"]["times_lava"][name] == pytest.approx(statistics.median(ratios))
+        assert statistics.median(ratios) >= goal
+    assert results["summary"]["differing_spikes"] == 0 and results["settings"]["compiled"]
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist"])
+def test_committed_weights_cost_what_they_may(data: str) -> None:
+    """8 bits: 0.2 points on the mean of three seeds; 4 bits after training on with them: 1 point."""
+    results = committed(f"loihi-accuracy-{data}")
+    for rule in ("sigprop-surrogate", "sigprop-membrane"):
+        cells = [cell for cell in results["cells"] if cell["rule"] == rule]
+        assert {cell["seed"] for cell in cells} == {0, 1, 2}
+        for kind, limit in {"8 bits": 0.002, "4 bits, trained on": 0.01}.items():
+            assert statistics.mean(cell["float"] - cell[kind]["accuracy"] for cell in cells) <= limit
+
+
 def test_committed_results_name_no_folder_of_one_machine() -> None:
     for path in (BENCHMARKS / "results").glob("*.json"):
         text = path.read_text()
