@@ -17,7 +17,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from spikeprop.backends import lava, loihi, nir, nir_peers
+from spikeprop.backends import lava, loihi, nir
+from spikeprop.backends.nir import peers
 from spikeprop.errors import BackendError, InputError, UnsupportedError
 from spikeprop.network import Network
 
@@ -74,9 +75,9 @@ def record(engine: str, network: Network, chip: loihi.LoihiNetwork, encoded: Ten
     if engine in ("snntorch", "norse"):
         graph = nir.to_graph(network, NIR_DT)
         if engine == "snntorch":
-            peer = nir_peers.run_in_snntorch(graph, encoded)
+            peer = peers.run_in_snntorch(graph, encoded)
         else:
-            peer = nir_peers.run_in_norse(nir_peers.unit_resistance(graph), encoded)
+            peer = peers.run_in_norse(peers.unit_resistance(graph), encoded)
         return Recording(peer.spikes, list(peer.membranes))
     messages = loihi.encode(chip, encoded)
     if engine == "integer":

@@ -18,8 +18,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.testing import assert_array_equal
 
-from spikeprop.backends import nir_peers
-from spikeprop.backends.nir import from_graph, read, to_graph, write
+from spikeprop.backends.nir import from_graph, peers, read, to_graph, write
 from spikeprop.backends.parity import compare
 from spikeprop.errors import BackendError, CheckpointError, InputError, UnsupportedError
 from spikeprop.network import Network
@@ -549,7 +548,7 @@ def test_without_the_nir_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_imported_before_it_is_needed() -> None:
     script = (
-        "import sys, spikeprop, spikeprop.backends.nir, spikeprop.backends.nir_peers\n"
+        "import sys, spikeprop, spikeprop.backends.nir, spikeprop.backends.nir.peers\n"
         "print(sorted({'nir', 'nirtorch', 'h5py', 'snntorch', 'norse'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
@@ -558,8 +557,8 @@ def test_nothing_is_imported_before_it_is_needed() -> None:
 
 # --- Peers --------------------------------------------------------------------------------------------------------------------
 
-needs_snntorch = pytest.mark.skipif(not nir_peers.available("snntorch"), reason=nir_peers.INSTALL["snntorch"])
-needs_norse = pytest.mark.skipif(not nir_peers.available("norse"), reason=nir_peers.INSTALL["norse"])
+needs_snntorch = pytest.mark.skipif(not peers.available("snntorch"), reason=peers.INSTALL["snntorch"])
+needs_norse = pytest.mark.skipif(not peers.available("norse"), reason=peers.INSTALL["norse"])
 
 
 def not_centred(alpha: float) -> Network:
@@ -567,7 +566,7 @@ def not_centred(alpha: float) -> Network:
     return dense(lambda: LIF(0.9, alpha=alpha), lambda: LIF(0.4, 0.8, alpha=alpha), centred=False)
 
 
-def assert_equal_to_peer(network: Network, peer: nir_peers.PeerRun, inputs: torch.Tensor) -> None:
+def assert_equal_to_peer(network: Network, peer: peers.PeerRun, inputs: torch.Tensor) -> None:
     """Every spike; membranes to float32 rounding."""
     ours = network.run(inputs)
     result = compare([activity.spikes.flatten(2) for activity in ours], peer.spikes)
@@ -586,7 +585,7 @@ def test_snntorch_runs_our_files(network: Network, tmp_path: Path) -> None:
     """Not one spike differs, in three samples of 60 steps."""
     write(network, tmp_path / "network.nir", dt=1e-4)
     inputs = spikes_for(network)
-    peer = nir_peers.run_in_snntorch(tmp_path / "network.nir", inputs)
+    peer = peers.run_in_snntorch(tmp_path / "network.nir", inputs)
     assert peer.nodes[0] in ("layer1_lif", "layer1_cubalif") and peer.spikes[0].dtype == np.int8
     assert_equal_to_peer(network, peer, inputs)
 
@@ -599,8 +598,8 @@ def test_norse_runs_our_graphs(name: str) -> None:
     network = {"current": lambda: not_centred(0.5), "conv": lambda: conv(pooled=False)}.get(name, lambda: build(name))()
     network.input_mean.fill_(0.1)  # under padding the biases are in v_leak
     inputs = spikes_for(network)
-    graph = nir_peers.unit_resistance(to_graph(network, dt=1e-3))
-    assert_equal_to_peer(network, nir_peers.run_in_norse(graph, inputs), inputs)
+    graph = peers.unit_resistance(to_graph(network, dt=1e-3))
+    assert_equal_to_peer(network, peers.run_in_norse(graph, inputs), inputs)
 
 
 @needs_snntorch
@@ -608,7 +607,7 @@ def test_norse_runs_our_graphs(name: str) -> None:
 def test_the_nir_papers_file_in_the_peers(data_root: Path) -> None:
     with open(data_root / "nir-lif" / "lif_norse.csv", newline="") as file:
         inputs = np.array([[[float(row[0])]] for row in csv.reader(file)])
-    for run in (nir_peers.run_in_snntorch, nir_peers.run_in_norse):
+    for run in (peers.run_in_snntorch, peers.run_in_norse):
         peer = run(data_root / "nir-lif" / "lif_norse.nir", inputs, dt=1e-4)
         assert np.flatnonzero(peer.spikes[0]).tolist() == [460, 510, 710, 760]
 
@@ -623,26 +622,26 @@ def test_what_norse_does_differently(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         BackendError, match=r"norse .* ignores r, which is 10 at node 'layer1_lif'; pass unit_resistance\(graph\)"
     ):
-        nir_peers.run_in_norse(graph, inputs)
+        peers.run_in_norse(graph, inputs)
     current = to_graph(build("current"), DT)
     with pytest.raises(BackendError, match=r"norse .* adds v_leak to the synaptic current too \(node 'layer1_cubalif'\)"):
-        nir_peers.run_in_norse(current, inputs)
-    pooled = nir_peers.unit_resistance(to_graph(build("conv"), DT))
+        peers.run_in_norse(current, inputs)
+    pooled = peers.unit_resistance(to_graph(build("conv"), DT))
     with pytest.raises(BackendError, match=r"norse .* leaves AvgPool2d \(node 'layer2_avgpool2d'\) out of the graph"):
-        nir_peers.run_in_norse(pooled, inputs)
+        peers.run_in_norse(pooled, inputs)
     integrate = nir.NIRGraph.from_list(AFFINE, nir.IF(np.ones(2), np.ones(2)))
     with pytest.raises(BackendError, match=r"norse .* takes r dt to be 1, it is 0\.0001 at node 'if'; set r = 1 / dt"):
-        nir_peers.run_in_norse(integrate, np.ones((5, 1, 3)), dt=DT)
+        peers.run_in_norse(integrate, np.ones((5, 1, 3)), dt=DT)
     with pytest.raises(BackendError, match=r"norse .* ignores v_reset, which is not 0 at node 'lif'"):
-        nir_peers.run_in_norse(nir.NIRGraph.from_list(AFFINE, lif(v_reset=-1.0)), np.ones((5, 1, 3)), dt=DT)
+        peers.run_in_norse(nir.NIRGraph.from_list(AFFINE, lif(v_reset=-1.0)), np.ones((5, 1, 3)), dt=DT)
 
-    monkeypatch.setattr(nir_peers, "_check_norse", lambda graph, dt: None)
+    monkeypatch.setattr(peers, "_check_norse", lambda graph, dt: None)
     ours = [int(activity.spikes.sum()) for activity in network.run(inputs)]
-    theirs = [int(spikes.sum()) for spikes in nir_peers.run_in_norse(graph, inputs).spikes]
+    theirs = [int(spikes.sum()) for spikes in peers.run_in_norse(graph, inputs).spikes]
     assert theirs[0] < 0.1 * ours[0]  # measured: 13 for 523
-    assert nir_peers.run_in_norse(integrate, np.ones((5, 1, 3)), dt=DT).spikes[0].all()  # by NIR it takes 2500 steps
+    assert peers.run_in_norse(integrate, np.ones((5, 1, 3)), dt=DT).spikes[0].all()  # by NIR it takes 2500 steps
     ours = [int(activity.spikes.sum()) for activity in build("current").run(inputs)]
-    theirs = [int(spikes.sum()) for spikes in nir_peers.run_in_norse(current, inputs).spikes]
+    theirs = [int(spikes.sum()) for spikes in peers.run_in_norse(current, inputs).spikes]
     assert theirs[0] > 1.5 * ours[0]  # measured: 1539 for 888
     norse_import = pytest.importorskip("norse.torch.utils.import_nir")
     assert len(norse_import.from_nir(pooled, dt=DT).execution_order) < len(pooled.nodes) - 1
@@ -655,42 +654,42 @@ def test_what_snntorch_does_differently(monkeypatch: pytest.MonkeyPatch) -> None
     inputs = spikes_for(network)
     slow = to_graph(network, dt=1e-3)
     with pytest.raises(BackendError, match=r"snntorch .* takes every graph to have dt = 0\.0001 s, this one has 0\.001 s"):
-        nir_peers.run_in_snntorch(slow, inputs)
+        peers.run_in_snntorch(slow, inputs)
     integrate = to_graph(build("if"), DT)
     with pytest.raises(BackendError, match=r"snntorch .* reads IF \(node 'layer1_if'\) as leaky, with beta = 0\.9"):
-        nir_peers.run_in_snntorch(integrate, inputs)
+        peers.run_in_snntorch(integrate, inputs)
     gains = nir.NIRGraph.from_list(AFFINE, lif(r=np.array([1.0, 3.0])))
     with pytest.raises(BackendError, match=r"snntorch .* takes the first neuron's input gain .* 'lif' has 0\.1 to 0\.3"):
-        nir_peers.run_in_snntorch(gains, np.ones((5, 1, 3)), dt=DT)
+        peers.run_in_snntorch(gains, np.ones((5, 1, 3)), dt=DT)
     with pytest.raises(BackendError, match=r"snntorch .* ignores v_reset, which is not 0 at node 'lif'"):
-        nir_peers.run_in_snntorch(nir.NIRGraph.from_list(AFFINE, lif(v_reset=-1.0)), np.ones((5, 1, 3)), dt=DT)
+        peers.run_in_snntorch(nir.NIRGraph.from_list(AFFINE, lif(v_reset=-1.0)), np.ones((5, 1, 3)), dt=DT)
     with pytest.raises(BackendError, match=r"snntorch .* cannot take the graph: AssertionError, v_leak not supported"):
-        nir_peers.run_in_snntorch(to_graph(build("current"), DT), inputs)
+        peers.run_in_snntorch(to_graph(build("current"), DT), inputs)
     with pytest.raises(BackendError, match=r"cannot take the graph: AssertionError, v_threshold must be same for all neurons"):
-        nir_peers.run_in_snntorch(to_graph(build("per neuron"), DT), inputs)
+        peers.run_in_snntorch(to_graph(build("per neuron"), DT), inputs)
 
     snntorch_import = pytest.importorskip("snntorch.import_nir")
     for node in integrate.nodes.values():
         node.r = np.ones(1)  # it refuses any other
     read_as = dict(snntorch_import.import_from_nir(integrate).named_modules())["layer1_if"]
     assert float(read_as.beta) == pytest.approx(0.9) and read_as.reset_mechanism == "subtract"
-    monkeypatch.setattr(nir_peers, "_check_snntorch", lambda graph, dt: None)
-    theirs = int(nir_peers.run_in_snntorch(slow, inputs).spikes[0].sum())
+    monkeypatch.setattr(peers, "_check_snntorch", lambda graph, dt: None)
+    theirs = int(peers.run_in_snntorch(slow, inputs).spikes[0].sum())
     assert theirs < 0.3 * int(network.run(inputs)[0].spikes.sum())  # measured: 52 for 523
 
 
-@pytest.mark.parametrize("run", [nir_peers.run_in_snntorch, nir_peers.run_in_norse])
+@pytest.mark.parametrize("run", [peers.run_in_snntorch, peers.run_in_norse])
 def test_peers_that_are_missing_or_get_the_wrong_input(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = nir_peers.unit_resistance(to_graph(build("no memory"), DT))
+    graph = peers.unit_resistance(to_graph(build("no memory"), DT))
     name = run.__name__.removeprefix("run_in_")
-    if nir_peers.available(name):
+    if peers.available(name):
         with pytest.raises(InputError, match=r"the input has shape \(5, 12\), the graph expects \[T, B, 12\] with T, B >= 1"):
             run(graph, np.ones((5, 12)))
-    monkeypatch.setattr(nir_peers, "available", lambda name: False)
+    monkeypatch.setattr(peers, "available", lambda name: False)
     with pytest.raises(BackendError, match=rf"{name}, nir and nirtorch are needed and not all installed; run: pip install"):
         run(graph, np.ones((5, 1, 12)))
 
 
 def test_unit_resistance_needs_weights_before_the_neurons() -> None:
     with pytest.raises(BackendError, match=r"node 'layer1_lif': r = 2 has no weights directly before it that could hold it"):
-        nir_peers.unit_resistance(to_graph(build("pictures to the readout"), DT))
+        peers.unit_resistance(to_graph(build("pictures to the readout"), DT))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from spikeprop.backends import lava, loihi, nir_peers, parity
+from spikeprop.backends import lava, loihi, parity
 from spikeprop.backends.loihi import Convolution, LoihiLayer, LoihiNetwork
+from spikeprop.backends.nir import peers
 from spikeprop.errors import BackendError, InputError
 from spikeprop.models import conv, mlp
 from spikeprop.network import Network
@@ -36,7 +37,7 @@ def case() -> tuple[Network, loihi.LoihiNetwork, torch.Tensor, torch.Tensor]:
     return network, loihi.quantize(network), x, torch.arange(12) % 4
 
 
-@pytest.mark.skipif(not (nir_peers.available("snntorch") and nir_peers.available("norse")), reason="no snnTorch or Norse")
+@pytest.mark.skipif(not (peers.available("snntorch") and peers.available("norse")), reason="no snnTorch or Norse")
 def test_report_of_every_engine(case: Any) -> None:
     """The counts against the engines run by hand; Lava and the NIR round trip have nothing to differ by."""
     network, chip, x, labels = case

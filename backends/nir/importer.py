@@ -1,219 +1,33 @@
-"""Networks as graphs of the Neuromorphic Intermediate Representation (NIR; Pedersen et al., Nature Communications 15, 2024).
-
-NIR describes neurons by differential equations. In forward Euler steps of length dt (in seconds), current before membrane,
-
-    I <- I + dt/tau_syn (w_in x - I);   v <- v + dt/tau_mem (v_leak - v + r I);   v > v_threshold: spike, v <- v_reset
-
-the neuron of :mod:`spikeprop.neuron` is exactly
-
-    alpha = 0, beta < 1    LIF       tau = dt / (1 - beta), r = tau / dt, so that the drive enters with gain 1
-    alpha = 0, beta = 1    IF        r = 1 / dt
-    alpha > 0, beta < 1    CubaLIF   tau_syn = dt / (1 - alpha), w_in = tau_syn / dt, tau_mem and r as in LIF
-
-The bias acts on the membrane. It stands in the weights' node (Affine, Conv2d) where that is the same thing; behind a synaptic
-current, behind pooling, and where it differs within a channel (centring under zero padding) it is v_leak = bias tau / dt.
-
-NIR does not know the time step. It is written into the graph's metadata as ``dt``; a graph from elsewhere needs it said. A time
-constant gives its decay back up to rounding, so the neuron nodes' metadata hold ``alpha`` and ``beta`` to the last digit. They
-say nothing else: where they do not agree with the time constant up to rounding, they are ignored.
-
-What has no counterpart is refused, with the node's or layer's name. Files are HDF5 and are read without unpickling anything.
-"""
+"""NIR graphs and files as networks."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from spikeprop.errors import BackendError, CheckpointError, InputError, SpikepropError, UnsupportedError
+from spikeprop.backends.nir.common import (
+    DECAY_ROUNDING,
+    DT_ROUNDING,
+    LINEAR_NODES,
+    NEURON_FIELDS,
+    ROUNDING,
+    Reals,
+    check_dt,
+    finite,
+    library,
+    ungroup,
+)
+from spikeprop.errors import CheckpointError, InputError, SpikepropError, UnsupportedError
 from spikeprop.network import Network
 from spikeprop.neuron import LIF
-from spikeprop.storage import atomic_write
 from spikeprop.synapse import AvgPool2d, Chain, Conv2d, Dense, Flatten, Shape, Synapse
-
-__all__ = ["chain", "from_graph", "library", "load_graph", "read", "time_step", "to_graph", "write"]
-
-Reals = NDArray[np.float64]
-
-NEURON_FIELDS = {
-    "IF": ("r", "v_threshold", "v_reset"),
-    "LIF": ("tau", "r", "v_leak", "v_threshold", "v_reset"),
-    "CubaLIF": ("tau_syn", "tau_mem", "r", "w_in", "v_leak", "v_threshold", "v_reset"),
-}
-LINEAR_NODES = ("Affine", "Linear", "Conv2d", "AvgPool2d", "SumPool2d", "Flatten")
-
-# r dt / tau and 1 - dt / tau take two rounded operations on numbers that were rounded once: they are known up to this.
-ROUNDING = 4 * np.finfo(np.float64).eps
-# Some frameworks write float32, where tau = dt comes out a little below dt.
-DECAY_ROUNDING = 2.0**-22
-DT_ROUNDING = 1e-9  # relative; one time step computed in two ways
-
-
-def library() -> Any:
-    """The package ``nir``, imported when first needed. Raises BackendError with the install command where it is missing."""
-    try:
-        import nir
-    except ImportError as error:
-        raise BackendError(f"NIR is not installed ({error}); run: pip install nir") from None
-    return nir
-
-
-# --- Export -------------------------------------------------------------------------------------------------------------------
-
-
-def to_graph(network: Network, dt: float = 1e-3, readout: bool = True) -> Any:
-    """The network as a ``nir.NIRGraph`` with float64 parameters, one node after the other.
-
-    Centring becomes part of the biases (``Network.fold_bias``). A convolution in groups is written as the same convolution
-    with zeros between the groups, since nir 1.0.8 cannot type-check groups; the metadata ``groups`` lets the import undo it.
-    Target synapses are not written: they carry labels, not input.
-
-    network: LIF layers (:func:`spikeprop.neuron.IF` included) that reset to zero, with Dense, Conv2d, AvgPool2d and Flatten.
-    dt: length of a time step in seconds.
-    readout: end with the delta-rule readout as an Affine without neuron. It is linear in the mean activity, so the mean over
-        time of the graph's output is ``network.readout`` of the rates. Without it the graph ends with the last layer's spikes.
-
-    Raises UnsupportedError for what NIR cannot express, InputError for NaN or a dt that is not positive, BackendError without
-    the nir package.
-    """
-    nir = library()
-    _check_dt(dt, "dt")
-    nodes = {"input": nir.Input({"input": np.array(network.input_shape)})}
-    for index in range(len(network.layers)):
-        nodes.update(_export_layer(network, index, dt))
-    shape = network.layers[-1].output_shape
-    if readout:
-        nodes.update(_export_readout(network, shape))
-        shape = (network.outputs,)
-    nodes["output"] = nir.Output({"output": np.array(shape)})
-    return nir.NIRGraph(nodes, list(pairwise(nodes)), metadata={"dt": float(dt)})
-
-
-def write(network: Network, path: str | os.PathLike[str], dt: float = 1e-3, readout: bool = True) -> None:
-    """Write :func:`to_graph` to an HDF5 file, whole or not at all, after nir has read it back and checked its types.
-
-    Raises as :func:`to_graph`, and CheckpointError where the file cannot be written; what stood at ``path`` is then unchanged.
-    """
-    nir, graph = library(), to_graph(network, dt, readout)
-    with atomic_write(path) as temporary:
-        try:
-            nir.write(temporary, graph)
-            nir.read(temporary)
-        except RuntimeError as error:  # HDF5's own, where it could not flush
-            raise CheckpointError(f"{path} could not be written ({error}); what stood there is unchanged") from error
-
-
-def _export_layer(network: Network, index: int, dt: float) -> dict[str, Any]:
-    layer, where = network.layers[index], f"layer {index + 1}"
-    neuron = layer.neuron
-    if not isinstance(neuron, LIF):
-        raise UnsupportedError(f"{where}: {type(neuron).__name__} neurons do not spike and NIR has none; use LIF neurons")
-    if neuron.reset_mechanism != "zero":
-        raise UnsupportedError(
-            f"{where}: reset_mechanism '{neuron.reset_mechanism}' cannot be written, NIR's neurons reset to v_reset; "
-            "train with reset_mechanism='zero'"
-        )
-    alpha, beta, threshold, bias = (
-        _finite(f"{where}: {name}", np.broadcast_to(_reals(value), layer.output_shape).copy())
-        for name, value in (
-            ("alpha", neuron.alpha),
-            ("beta", neuron.beta),
-            ("threshold", neuron.threshold),
-            ("bias", network.fold_bias(index)),
-        )
-    )
-    parts = _parts(layer.synapse)
-    weight_bias, membrane_bias = _place_bias(parts[-1], alpha, bias)
-    spiking = _export_neuron(where, alpha, beta, threshold, membrane_bias, dt)
-    nodes: dict[str, Any] = {}
-    shape = layer.input_shape
-    for position, part in enumerate(parts, 1):
-        name = f"layer{index + 1}_{type(part).__name__.lower()}"
-        name = f"{name}_{position}" if name in nodes else name
-        nodes[name] = _export_part(where, part, shape, weight_bias if position == len(parts) else None)
-        shape = part.output_shape(shape)
-    nodes[f"layer{index + 1}_{type(spiking).__name__.lower()}"] = spiking
-    return nodes
-
-
-def _parts(synapse: Synapse) -> list[Synapse]:
-    return [leaf for part in synapse.parts for leaf in _parts(part)] if isinstance(synapse, Chain) else [synapse]  # type: ignore[arg-type]
-
-
-def _place_bias(last: Synapse, alpha: Reals, bias: Reals) -> tuple[Reals | None, Reals]:
-    """Where the bias goes: the part for the weights' node (None without), and the part for the membrane, per neuron."""
-    if bias.any() and not alpha.any():  # a synaptic current would sum the bias up
-        if isinstance(last, Dense):
-            return bias, np.zeros_like(bias)
-        if isinstance(last, Conv2d) and (bias == bias[:, :1, :1]).all():
-            return bias[:, 0, 0], np.zeros_like(bias)
-    return None, bias
-
-
-def _export_part(where: str, part: Synapse, shape: Shape, bias: Reals | None) -> Any:
-    nir = library()
-    if isinstance(part, Flatten):
-        return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
-    if isinstance(part, AvgPool2d):
-        size = np.array([part.size, part.size])
-        return nir.AvgPool2d(kernel_size=size, stride=size, padding=np.array([0, 0]))
-    if not isinstance(part, Dense | Conv2d):
-        raise UnsupportedError(f"{where}: {type(part).__name__} has no node in NIR; use Dense, Conv2d, AvgPool2d, Flatten")
-    weight = _finite(f"{where}: weight", _reals(part.weight))
-    if isinstance(part, Dense):
-        return nir.Linear(weight=weight) if bias is None else nir.Affine(weight=weight, bias=bias)
-    groups = part.arguments["groups"]
-    return nir.Conv2d(
-        input_shape=shape[1:],
-        weight=_ungroup(weight, groups),
-        stride=part.arguments["stride"],
-        padding=part.arguments["padding"],
-        dilation=1,
-        groups=1,
-        bias=np.zeros(len(weight)) if bias is None else bias,
-        metadata={"groups": groups} if groups > 1 else {},
-    )
-
-
-def _export_neuron(where: str, alpha: Reals, beta: Reals, threshold: Reals, bias: Reals, dt: float) -> Any:
-    nir = library()
-    rest = np.zeros_like(threshold)
-    if (beta == 1).all() and not alpha.any():
-        if bias.any():
-            raise UnsupportedError(
-                f"{where}: beta = 1 with a bias (up to {abs(bias).max():g}) that differs within a channel or follows pooling, "
-                "which NIR's IF and Conv2d cannot hold; use beta < 1 or centred=False"
-            )
-        return nir.IF(r=np.full_like(threshold, 1.0 / dt), v_threshold=threshold, v_reset=rest)
-    if (beta == 1).any():
-        raise UnsupportedError(
-            f"{where}: beta = 1 has an infinite time constant, which NIR has only where all neurons of the layer share it and "
-            "alpha = 0 (IF); use beta < 1"
-        )
-    tau, tau_syn = dt / (1.0 - beta), dt / (1.0 - alpha)
-    membrane = {"r": tau / dt, "v_leak": bias * (tau / dt), "v_threshold": threshold, "v_reset": rest}
-    if not alpha.any():
-        return nir.LIF(tau=tau, metadata={"beta": beta}, **membrane)
-    decays = {"alpha": alpha, "beta": beta}
-    return nir.CubaLIF(tau_syn=tau_syn, tau_mem=tau, w_in=tau_syn / dt, metadata=decays, **membrane)
-
-
-def _export_readout(network: Network, shape: Shape) -> dict[str, Any]:
-    nodes = {} if len(shape) == 1 else {"readout_flatten": _export_part("readout", Flatten(), shape, None)}
-    weight, bias = (_finite("readout", _reals(value)) for value in (network.readout.weight, network.readout.bias))
-    return {**nodes, "readout": library().Affine(weight=weight, bias=bias)}
-
-
-# --- Import -------------------------------------------------------------------------------------------------------------------
 
 
 class _Linear(NamedTuple):
@@ -363,7 +177,7 @@ def time_step(graph: Any, dt: float | None) -> float:
     stored = graph.metadata.get("dt")
     for value, what in ((dt, "dt"), (stored, "dt in the graph's metadata")):
         if value is not None:
-            _check_dt(value, what)
+            check_dt(value, what)
     if stored is None:
         if dt is None:
             raise InputError("the graph does not say its time step; give it in seconds, for example dt=1e-3")
@@ -371,15 +185,6 @@ def time_step(graph: Any, dt: float | None) -> float:
     if dt is not None and not math.isclose(dt, stored, rel_tol=DT_ROUNDING):
         raise InputError(f"dt = {dt:g} s contradicts the graph, which was written for dt = {stored:g} s; leave dt out")
     return float(stored)
-
-
-def _check_dt(dt: Any, what: str) -> None:
-    try:
-        good = math.isfinite(dt) and dt > 0
-    except (TypeError, ValueError):
-        good = False
-    if not good:
-        raise InputError(f"{what} = {dt!r} is no time step; it is a number of seconds above 0, for example 1e-3")
 
 
 def chain(graph: Any) -> list[tuple[str, Any]]:
@@ -546,7 +351,7 @@ def _decay(name: str, field: str, tau: Reals, dt: float, written: Any) -> Reals:
 
 def _parameter(name: str, node: Any, field: str, shape: Shape) -> Reals:
     """A neuron's parameter, one per neuron. A single number stands for all, as in files of snnTorch and Norse."""
-    values = _finite(f"node '{name}': {field}", getattr(node, field))
+    values = finite(f"node '{name}': {field}", getattr(node, field))
     if values.size != 1 and values.shape != shape:
         raise InputError(f"node '{name}': {field} has shape {values.shape}, its input has {shape}; they must be the same")
     return np.broadcast_to(values.reshape(-1) if values.size == 1 else values, shape).copy()
@@ -562,7 +367,7 @@ def _import_linear(name: str, node: Any, shape: Shape) -> _Linear:
     elif kind == "Conv2d":
         read = _import_conv(name, node, shape)
     else:
-        weight = _finite(f"node '{name}': weight", node.weight)
+        weight = finite(f"node '{name}': weight", node.weight)
         if weight.ndim != 2:
             raise UnsupportedError(f"node '{name}': weight of shape {weight.shape}; a network has two dimensions, [out, in]")
         bias = _bias(name, node.bias, len(weight)) if kind == "Affine" else None
@@ -601,7 +406,7 @@ def _import_pooling(name: str, node: Any, kind: str) -> _Linear:
 
 
 def _import_conv(name: str, node: Any, shape: Shape) -> _Linear:
-    weight = _finite(f"node '{name}': weight", node.weight)
+    weight = finite(f"node '{name}': weight", node.weight)
     if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
         raise UnsupportedError(f"node '{name}': weight of shape {weight.shape}; a network has square kernels, [out, in, k, k]")
     size, stride, dilation = weight.shape[2], _square(name, "stride", node.stride), _square(name, "dilation", node.dilation)
@@ -623,24 +428,15 @@ def _import_conv(name: str, node: Any, shape: Shape) -> _Linear:
     return _Linear(part, 1.0, weight, bias)
 
 
-def _ungroup(weight: Reals, groups: int) -> Reals:
-    """``[out, in / groups, k, k]`` to ``[out, in, k, k]``, zero between the groups."""
-    outputs, inputs, *kernel = weight.shape
-    full = np.zeros((groups, outputs // groups, groups, inputs, *kernel))
-    for group, block in enumerate(weight.reshape(groups, outputs // groups, inputs, *kernel)):
-        full[group, :, group] = block
-    return full.reshape(outputs, groups * inputs, *kernel)
-
-
 def _regroup(weight: Reals, groups: int, written: Any) -> tuple[Reals, int]:
-    """Undo :func:`_ungroup` where the metadata say so and the weights agree; the weights decide what is computed."""
+    """Undo :func:`ungroup` where the metadata say so and the weights agree; the weights decide what is computed."""
     outputs, inputs, *kernel = weight.shape
     hint = int(written) if isinstance(written, int | np.integer) else 1
     if groups != 1 or hint < 2 or outputs % hint or inputs % hint:
         return weight, groups
     blocks = weight.reshape(hint, outputs // hint, hint, inputs // hint, *kernel)
     grouped = np.stack([blocks[group, :, group] for group in range(hint)]).reshape(outputs, inputs // hint, *kernel)
-    return (grouped, hint) if np.array_equal(_ungroup(grouped, hint), weight) else (weight, groups)
+    return (grouped, hint) if np.array_equal(ungroup(grouped, hint), weight) else (weight, groups)
 
 
 def _import_readout(
@@ -675,26 +471,8 @@ def _import_readout(
     return np.zeros((outputs, features)), np.zeros(outputs)
 
 
-# --- Numbers ------------------------------------------------------------------------------------------------------------------
-
-
-def _reals(value: Any) -> Reals:
-    return torch.as_tensor(value, dtype=torch.float64).detach().cpu().numpy()
-
-
-def _finite(what: str, value: Any) -> Reals:
-    """As float64. Raises InputError for what is not a finite number."""
-    try:
-        numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{what} is not made of numbers; export it again") from None
-    if not np.isfinite(numbers).all():
-        raise InputError(f"{what} holds NaN or infinite values; train or export it again")
-    return numbers
-
-
 def _bias(name: str, value: Any, rows: int) -> Reals:
-    bias = _finite(f"node '{name}': bias", value)
+    bias = finite(f"node '{name}': bias", value)
     if bias.shape != (rows,):
         raise InputError(f"node '{name}': bias of shape {bias.shape} for {rows} rows of weights; it must be ({rows},)")
     return bias
