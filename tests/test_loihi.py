@@ -141,7 +141,7 @@ def test_convolutions_equal_their_matrices(inputs: str) -> None:
             if layer.convolution is not None:
                 ones = torch.eye(layer.inputs, dtype=torch.float64).view(-1, *layer.input_shape)
                 how = (layer.convolution.stride, layer.convolution.padding, 1, layer.convolution.groups)
-                matrix = torch.conv2d(ones, torch.from_numpy(layer.weight).double(), None, *how).flatten(1).T.numpy()
+                matrix = torch.conv2d(ones, torch.tensor(layer.weight, dtype=torch.float64), None, *how).flatten(1).T.numpy()
             registers = {name: getattr(layer, name) for name in ("du", "dv", "vth", "bias_mant", "bias_exp")}
             dense.append(LoihiLayer.build(matrix, **registers))
         twin = LoihiNetwork(tuple(dense), (2, 7, 6), network.inputs, network.num_message_bits)
@@ -181,6 +181,19 @@ def test_more_rows_than_16_bits_hold() -> None:
     assert simulate(network, messages, record="all").membranes[0].tolist() == [[[1 - LIMIT] * 3]]
     network = LoihiNetwork((LoihiLayer.build(np.full((3, 20_000), 254), vth=0, weight_exp=-4),), (20_000,))
     assert simulate(network, messages, record="all").membranes[0].tolist() == [[[2000 * 254 // 16 * 64] * 3]]
+
+
+def test_registers_cannot_change_behind_a_simulators_back() -> None:
+    mine = np.array([[2, 4]])
+    layer = LoihiLayer.build(mine, vth=[1])
+    network = LoihiNetwork((layer,), (2,))
+    before = simulate(network, np.ones((3, 1, 2), int)).counts[0]
+    for array in (layer.weight, layer.vth, layer.bias_mant):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0  # type: ignore[index]
+    mine[:] = 0
+    np.testing.assert_array_equal(simulate(network, np.ones((3, 1, 2), int)).counts[0], before)
+    assert network.prepared.keys() == {"auto"}
 
 
 def test_without_numba_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def matrix(layer: LoihiLayer) -> Any:
         return layer.weight
     ones = torch.eye(layer.inputs, dtype=torch.float64).view(-1, *layer.input_shape)
     how = (layer.convolution.stride, layer.convolution.padding, 1, layer.convolution.groups)
-    return torch.conv2d(ones, torch.from_numpy(layer.weight).double(), None, *how).flatten(1).T.numpy()
+    return torch.conv2d(ones, torch.tensor(layer.weight, dtype=torch.float64), None, *how).flatten(1).T.numpy()
 
 
 @pytest.mark.parametrize("convolution", [None, Convolution((4, 6, 5), (2, 1), (1, 2), 2)])

@@ -123,6 +123,14 @@ class LoihiLayer:
     scale: float = 1.0
     report: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # Simulators keep these arrays in other forms, so they must not change; a copy leaves the caller's own array writable.
+        for name in ("weight", "du", "dv", "vth", "bias_mant", "bias_exp"):
+            if isinstance(values := getattr(self, name), np.ndarray) and values.flags.writeable:
+                fixed = values.copy()
+                fixed.flags.writeable = False
+                object.__setattr__(self, name, fixed)
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         return (int(self.weight.shape[1]),) if self.convolution is None else self.convolution.input_shape
@@ -218,6 +226,7 @@ class LoihiNetwork:
     num_message_bits: int = 0
     input_low: float = 0.0
     input_high: float = 1.0
+    prepared: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # simulators by engine; see simulate()
 
     def __post_init__(self) -> None:
         if self.inputs == "spikes" and self.num_message_bits != 0:

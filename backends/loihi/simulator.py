@@ -152,8 +152,11 @@ def simulate(
     record: Record = "spikes",
     engine: Engine = "auto",
 ) -> Simulation:
-    """Run ``messages`` through a network once; see :class:`Simulator`, which is worth keeping for many small calls."""
-    return Simulator(network, engine=engine).run(messages, state, record=record)
+    """Run ``messages`` through a network: :meth:`Simulator.run`. The simulator is kept with the network for the next call."""
+    if engine not in network.prepared:
+        network.prepared[engine] = Simulator(network, engine=engine)
+    result: Simulation = network.prepared[engine].run(messages, state, record=record)
+    return result
 
 
 class Simulator:
