@@ -7,8 +7,8 @@ A cell is one rule with one seed. It is written to the result file as soon as it
 the same command goes on where it was left. It skips cells whose settings, the defaults of the rule and of the network among
 them, are still the same, and makes the others anew.
 
-Hyperparameters are chosen with ``--on validation``, which never looks at the test part; ``--on test`` (MNIST: after training
-on all 60,000 images) is for the final figures.
+Hyperparameters are chosen with ``--on validation``, which never looks at the test part; ``--on test``, after training on the
+training and validation parts together, is for the final figures. ``--without-validation`` leaves the validation part out there.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--on", choices=("validation", "test"), default="test", help="the part looked at after training")
+    parser.add_argument("--without-validation", action="store_true", help="train on the training part alone")
     parser.add_argument("--data-root", type=Path, help=f"folder of the data files; else {sp.data.ROOT_VARIABLE} names it")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/accuracy-<data>[-validation].json")
     recipe = parser.add_argument_group("instead of the library's and the benchmark's own settings")
@@ -143,9 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse(argv)
     torch.set_float32_matmul_precision(arguments.precision)
-    full_train = arguments.data == "mnist" and arguments.on == "test"
+    full_train = arguments.on == "test" and not arguments.without_validation
     data = sp.data.load(arguments.data, root=arguments.data_root, full_train=full_train)
-    part = "" if arguments.on == "test" else "-validation"
+    part = "-validation" if arguments.on == "validation" else "" if full_train else "-without-validation"
     path = arguments.out or RESULTS / f"accuracy-{arguments.data}{part}.json"
 
     samples = len(data.train.labels)
