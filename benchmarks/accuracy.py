@@ -9,6 +9,8 @@ them, are still the same, and makes the others anew.
 
 Hyperparameters are chosen with ``--on validation``, which never looks at the test part; ``--on test``, after training on the
 training and validation parts together, is for the final figures. ``--without-validation`` leaves the validation part out there.
+``--on folds`` is for small data: four-fold cross-validation over the training and validation parts, fold ``seed % 4`` of the
+shuffle ``seed // 4``, so that ``--seeds 0 1 ... 11`` looks at every sample three times.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, commit, header, read_json, write_json
+from sklearn.model_selection import StratifiedKFold
 
 import spikeprop as sp
 from spikeprop.cli import RULES
@@ -59,6 +62,17 @@ def make_network(data: sp.data.Data, settings: dict[str, Any], seed: int) -> sp.
     return mlp(data.input_shape, settings["hidden"], data.num_classes, neuron=neuron, seed=seed, **gain)
 
 
+def fold(data: sp.data.Data, seed: int) -> sp.data.Data:
+    """The training and validation parts, divided anew: three quarters to train on, a quarter (stratified) to validate on."""
+    assert data.validation is not None
+    inputs, labels = (torch.cat(both) for both in zip(data.train, data.validation, strict=True))
+    folds = StratifiedKFold(4, shuffle=True, random_state=seed // 4).split(labels, labels)
+    kept, held_out = list(folds)[seed % 4]
+    return replace(
+        data, train=sp.data.Split(inputs[kept], labels[kept]), validation=sp.data.Split(inputs[held_out], labels[held_out])
+    )
+
+
 def describe(data: sp.data.Data, rule: sp.SigProp, settings: dict[str, Any]) -> dict[str, Any]:
     """All that decides what a cell comes out as, besides its seed. A changed default of the library changes it."""
     network = make_network(data, settings, 0)
@@ -72,7 +86,7 @@ def run_cell(data: sp.data.Data, rule: sp.SigProp, settings: dict[str, Any], see
     size = settings["batch_size"]
     limits = {"num_steps": num_steps, "epochs": settings["epochs"], "batch_size": size}
     history = sp.fit(network, rule, data, **limits, noise=settings["noise"], seed=seed)
-    split = getattr(data, settings["on"])
+    split = data.test if settings["on"] == "test" else data.validation
     health = sp.dead_neurons(network, split, num_steps=num_steps)
     return {
         "accuracy": sp.evaluate(network, split, num_steps=num_steps).accuracy,
@@ -121,7 +135,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", choices=BENCHMARKS, required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
-    parser.add_argument("--on", choices=("validation", "test"), default="test", help="the part looked at after training")
+    parser.add_argument(
+        "--on", choices=("validation", "folds", "test"), default="test", help="the part looked at after training"
+    )
     parser.add_argument("--without-validation", action="store_true", help="train on the training part alone")
     parser.add_argument("--data-root", type=Path, help=f"folder of the data files; else {sp.data.ROOT_VARIABLE} names it")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/accuracy-<data>[-validation].json")
@@ -146,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_float32_matmul_precision(arguments.precision)
     full_train = arguments.on == "test" and not arguments.without_validation
     data = sp.data.load(arguments.data, root=arguments.data_root, full_train=full_train)
-    part = "-validation" if arguments.on == "validation" else "" if full_train else "-without-validation"
+    part = f"-{arguments.on}" if arguments.on != "test" else "" if full_train else "-without-validation"
     path = arguments.out or RESULTS / f"accuracy-{arguments.data}{part}.json"
 
     samples = len(data.train.labels)
@@ -169,7 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (name, seed) in cells:
             continue
         print(f"{name}, seed {seed}:", flush=True)
-        found = run_cell(data, rules[name], settings, seed)
+        part_of_it = fold(data, seed) if arguments.on == "folds" else data
+        found = run_cell(part_of_it, rules[name], settings, seed)
         cells[name, seed] = {"rule": name, "seed": seed, "settings": wanted[name], "commit": commit(), **found}
         write_json(path, results(argv, settings, cells))
     print(table(summarise(list(cells.values())), settings))

@@ -3,11 +3,12 @@
     python benchmarks/loihi_accuracy.py --data digits
     python benchmarks/loihi_accuracy.py --data mnist --data-root ~/data
 
-Networks are those of accuracy.py, trained the same way. Each is then run on the integer simulator, over the whole test part,
-with 8-bit weights and with 4-bit weights as they come; and with 4-bit weights after training on with those in the loop
-(``QuantizationAware``), a quarter of the epochs at a quarter of the learning rate. Agreement is the share of samples with the
-same prediction as the float network before quantising, and the share of its spikes that are in the same place. A cell is one
-rule with one seed, written as soon as it is done; the same command goes on where it was left.
+Networks are those of accuracy.py, trained the same way (digits: on the training part alone). Each is then run on the integer
+simulator, over the whole test part, with 8-bit weights and with 4-bit weights as they come; and with 4-bit weights after
+training on with those in the loop (``QuantizationAware``), a quarter of the epochs at a quarter of the learning rate.
+Agreement is the share of samples with the same prediction as the float network before quantising, and the share of its
+spikes that are in the same place. A cell is one rule with one seed, written as soon as it is done; the same command goes on
+where it was left.
 """
 
 from __future__ import annotations
