@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from spikeprop.backends.lava import check_convolutions
 from spikeprop.backends.loihi import Convolution, LoihiLayer, LoihiNetwork
 from spikeprop.backends.loihi.network import (
     BIAS_EXPONENT_LIMIT,
@@ -52,7 +53,6 @@ Whole = NDArray[np.int64]
 Entry = dict[str, Any]  # one entry of the file: dataset name -> what it holds
 
 BIAS_EXPONENT = 6  # netx gives every neuron this one
-CONVOLUTION_LIMIT = 127  # Lava holds kernel size, stride, padding and groups in signed bytes and checks none of them
 NEURON_TYPES = ("CUBA", "LOIHI")  # one neuron under two names; slayer writes the first
 # What changes a neuron in slayer, and only there: netx passes over it. The value is the one that changes nothing.
 IGNORED_BY_NETX = {"refDelay": 1, "gradedSpike": 0, "messageBits": 0, "wgtExp": 0, "weight_exp": 0}
@@ -91,10 +91,8 @@ def write(network: LoihiNetwork, path: str | os.PathLike[str]) -> None:
     Raises UnsupportedError for what netx would not run exactly as :func:`spikeprop.backends.loihi.simulate` does, naming layer,
     value and remedy; CheckpointError if the file cannot be written (what stood at ``path`` is then unchanged); BackendError
     without h5py.
-
-    A convolution over pictures wider or higher than 127 with their padding runs in Lava 0.10.0 under numpy 1 only: under
-    numpy 2 it stops with an overflow.
     """
+    check_convolutions(network)
     h5py, entries = library(), _entries(network)
     # HDF5 can neither report a full disk reliably nor recover from it, so it writes to memory.
     image = io.BytesIO()
@@ -164,13 +162,6 @@ def _check_synapse(where: str, layer: LoihiLayer, message_limit: int) -> None:
         )
     if layer.convolution is None:
         _check_scaling(where, layer, message_limit)
-        return
-    for name, values in _kernel(layer, layer.convolution).items():
-        if (largest := int(np.max(values))) > CONVOLUTION_LIMIT:
-            raise UnsupportedError(
-                f"{where}: {name} {largest} exceeds {CONVOLUTION_LIMIT}, the most that Lava's convolution holds in a signed "
-                "byte; make it smaller, or use dense weights"
-            )
 
 
 def _check_scaling(where: str, layer: LoihiLayer, message_limit: int) -> None:

@@ -58,11 +58,19 @@ def _differing(reference: Sequence[ArrayLike], other: Sequence[ArrayLike]) -> li
 
 
 @torch.inference_mode()
-def record(engine: str, network: Network, chip: loihi.LoihiNetwork, encoded: Tensor, timeout: float = 600.0) -> Recording:
+def record(
+    engine: str,
+    network: Network,
+    chip: loihi.LoihiNetwork,
+    encoded: Tensor,
+    timeout: float = 600.0,
+    *,
+    membranes: bool = True,
+) -> Recording:
     """Run one of :data:`ENGINES` on ``encoded [T, B, *input_shape]``.
 
     "integer" and "lava" receive the same integer messages; "nir" is the network written to NIR and read back here, "snntorch"
-    and "norse" are that graph in their own importers.
+    and "norse" are that graph in their own importers. Without ``membranes`` that list may be empty.
 
     Raises BackendError or UnsupportedError where an engine is missing or cannot take the network.
     """
@@ -70,8 +78,8 @@ def record(engine: str, network: Network, chip: loihi.LoihiNetwork, encoded: Ten
         runner = network if engine == "float" else nir.from_graph(nir.to_graph(network, NIR_DT), dtype=encoded.dtype)
         activities = runner.run(encoded)
         spikes = [activity.spikes.flatten(2).numpy().astype(np.int8) for activity in activities]
-        before = [activity.membrane.flatten(2).numpy() for activity in activities]
-        return Recording(spikes, [levels * (1 - marks) for levels, marks in zip(before, spikes, strict=True)])
+        before = [activity.membrane.flatten(2).numpy() for activity in activities] if membranes else []
+        return Recording(spikes, [levels * (1 - marks) for levels, marks in zip(before, spikes, strict=False)])
     if engine in ("snntorch", "norse"):
         graph = nir.to_graph(network, NIR_DT)
         if engine == "snntorch":
@@ -81,16 +89,16 @@ def record(engine: str, network: Network, chip: loihi.LoihiNetwork, encoded: Ten
         return Recording(peer.spikes, list(peer.membranes))
     messages = loihi.encode(chip, encoded)
     if engine == "integer":
-        result = loihi.simulate(chip, messages, record="all")
-        return Recording(result.spikes, _in_units_of_u(chip, result.membranes_after_reset))
+        result = loihi.simulate(chip, messages, record="all" if membranes else "spikes")
+        return Recording(result.spikes, _in_units_of_u(chip, result.membranes_after_reset if membranes else []))
     if engine == "lava":
-        run = lava.run(chip, messages, timeout=timeout, membranes=True)
+        run = lava.run(chip, messages, timeout=timeout, membranes=membranes)
         return Recording(run.spikes, _in_units_of_u(chip, run.membranes))
     raise InputError(f"engine {engine!r} is none of {', '.join(ENGINES)}")
 
 
 def _in_units_of_u(chip: loihi.LoihiNetwork, registers: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    return [values / (2**6 * layer.scale) for values, layer in zip(registers, chip.layers, strict=True)]
+    return [values / (2**6 * layer.scale) for values, layer in zip(registers, chip.layers, strict=False)]
 
 
 def report(
@@ -133,11 +141,11 @@ def report(
                 raise
             not_run[engine] = str(error)
         seconds[engine] = time.perf_counter() - started
-    predictions = {engine: _predict(network, found.spikes[-1]) for engine, found in recordings.items()}
+    predictions = {engine: predict(network, found.spikes[-1]) for engine, found in recordings.items()}
     accuracy = {engine: _share(found == labels) for engine, found in predictions.items()}
     messages = loihi.encode(chip, encoded)
     rounded = record("float", network, chip, torch.from_numpy(loihi.decode(chip, messages)).to(encoded))
-    accuracy_rounded = _share(_predict(network, rounded.spikes[-1]) == labels)
+    accuracy_rounded = _share(predict(network, rounded.spikes[-1]) == labels)
     return {
         "samples": encoded.shape[1],
         "num_steps": encoded.shape[0],
@@ -185,7 +193,7 @@ def _sample(real: Recording, integer: Recording) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def _predict(network: Network, spikes: NDArray[np.int8]) -> Tensor:
+def predict(network: Network, spikes: NDArray[np.int8]) -> Tensor:
     """The readout's class from the last layer's spikes ``[T, B, n]``: what the host computes beside the chip."""
     return network.readout(torch.from_numpy(spikes).to(network.readout.weight).mean(0)).argmax(1)
 

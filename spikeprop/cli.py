@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import shlex
 import sys
@@ -26,13 +27,14 @@ from spikeprop.encoding import Encoder, default_encoder, from_config
 from spikeprop.errors import CheckpointError, InputError, SpikepropError
 from spikeprop.evaluation import Health, dead_neurons, evaluate
 from spikeprop.losses import SimilarityCrossEntropy
+from spikeprop.network import network_from_config
 from spikeprop.neuron import LIF
 from spikeprop.options import DEFAULT_STEPS, DEFAULTS, parser
 from spikeprop.rules.base import Rule
 from spikeprop.rules.sigprop import SigProp
-from spikeprop.storage import save_network, write_text
+from spikeprop.storage import read_tensors, save_network, write_text
 from spikeprop.surrogate import ATan, LearnOn, Membrane
-from spikeprop.training import CHECKPOINT, default_batch_size, fit
+from spikeprop.training import CHECKPOINT, check_training, default_batch_size, fit
 
 RULES: dict[str, LearnOn] = {
     "sigprop-surrogate": ATan(),
@@ -75,14 +77,12 @@ def train(args: argparse.Namespace) -> Outcome:
     encoder, out = from_config(config["encoder"]), args.out
     settings = {"num_steps": config["num_steps"], "encoder": encoder, "seed": config["seed"]}
 
-    def fresh() -> spikeprop.Network:
-        if config["start_from"] is not None and not args.resume:
-            return runs.load_run(config["start_from"]).network
-        neuron = LIF(config["beta"], config["threshold"])
-        return runs.build_model(config["model"], data, neuron=neuron, seed=config["seed"])
-
-    network, rule = fresh(), _rule(config)
-    if not args.resume:
+    network, rule, test = _network(config, data, args.resume, out), _rule(config), _split(data, "test")
+    if not args.resume:  # whatever may be refused is refused before an earlier run is replaced
+        check_training(network, data, config["epochs"], encoder, config["noise"])
+        rule.initial_state(copy.deepcopy(network))
+        untrained = runs.health_before_training(copy.deepcopy(network), data, test, **settings)
+        config["health_before_training"] = untrained.to_dict()
         runs.clear(out)
         runs.write_json(out / runs.CONFIG, config)
     before = runs.peak_memory_mib()
@@ -90,7 +90,6 @@ def train(args: argparse.Namespace) -> Outcome:
     history = fit(network, rule, data, folder=out, resume=args.resume, **limits, **settings)
     peak = runs.peak_memory_mib()
 
-    test = _split(data, "test")
     found, health = evaluate(network, test, **settings), dead_neurons(network, test, **settings)
     result = {
         "accuracy": found.accuracy,
@@ -103,7 +102,7 @@ def train(args: argparse.Namespace) -> Outcome:
         "memory_before_training_mib": before,
         "evaluation": found.to_dict(),
         "health": health.to_dict(),
-        "health_before_training": runs.health_before_training(fresh(), data, test, **settings).to_dict(),
+        "health_before_training": config["health_before_training"],
     }
     runs.write_json(out / runs.HISTORY, history.to_dict())
     save_network(network, out / runs.NETWORK)
@@ -152,7 +151,8 @@ def export(args: argparse.Namespace) -> Outcome:
         netx.write(chip, args.output)
     else:
         loihi.save(chip, args.output)
-    lines = [f"wrote {args.output}: {len(chip.layers)} layers, {args.weight_bits}-bit weights", _describe_inputs(chip.report)]
+    bits = chip.layers[0].weight_bits
+    lines = [f"wrote {args.output}: {len(chip.layers)} layers, {bits}-bit weights", _describe_inputs(chip.report)]
     for number, layer in enumerate(chip.report["layers"], 1):
         lines.append(
             f"layer {number}: scale {layer['scale']:.1f}, threshold register {layer['threshold_register']}, "
@@ -229,11 +229,23 @@ COMMANDS = {
 _SHARES = {"dead": "dead", "nearly_dead": "nearly_dead", "saturated": "saturated", "firing_rate": "rate"}
 
 
+def _network(config: dict[str, Any], data: Data, resume: bool, out: Path) -> spikeprop.Network:
+    """What training starts from: fresh weights, another run's network, or, to resume, the network of the checkpoint."""
+    if resume:  # its neurons may be those of a run that it started from, with other decays than the options say
+        return network_from_config(read_tensors(out / CHECKPOINT)[1]["network"])
+    if config["start_from"] is not None:
+        return runs.load_run(config["start_from"]).network
+    neuron = LIF(config["beta"], config["threshold"])
+    return runs.build_model(config["model"], data, neuron=neuron, seed=config["seed"])
+
+
 def _configure(args: argparse.Namespace) -> tuple[dict[str, Any], Data]:
     """A run's configuration, from the options or, with --resume, from the run itself; and its data."""
     given = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
     if "encoder" in given:
         given["encoder"] = _encoder(given["encoder"]).config()
+    if "start_from" in given:
+        given["start_from"] = str(Path(given["start_from"]).resolve())
     if args.out is None:
         args.out = Path("runs") / f"{given.get('data', DEFAULTS['data'])}-{given.get('rule', DEFAULTS['rule'])}"
     if args.resume:
@@ -266,11 +278,12 @@ def _inherit(given: dict[str, Any]) -> dict[str, Any]:
     """What a run that starts from another takes over: what the network is, and how its inputs are coded."""
     path = Path(given["start_from"])
     before = runs.load_run(path).config
-    kept = {name: before[name] for name in ("data", "data_root", "encoder", "model", "beta", "threshold", "num_steps")}
+    taken_over = ("data", "data_root", "full_train", "encoder", "model", "beta", "threshold", "num_steps")
+    kept = {name: before[name] for name in taken_over}
     for name in ("model", "beta", "threshold"):
         if name in given and given[name] != kept[name]:
             raise InputError(f"--{name} {given[name]}: the network of {path} has {kept[name]}; leave the option out")
-    return {**kept, **{name: value for name, value in given.items() if name in kept}, "start_from": str(path)}
+    return {**kept, **{name: value for name, value in given.items() if name in kept}}
 
 
 def _rule(config: dict[str, Any]) -> Rule:

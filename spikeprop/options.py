@@ -195,7 +195,8 @@ def _split(made: argparse.ArgumentParser) -> None:
 
 def _weight_bits(made: argparse.ArgumentParser) -> None:
     bits = range(2, 9)
-    made.add_argument("--weight-bits", type=int, choices=bits, default=8, metavar="N", help="2 to 8, signed (default: 8)")
+    shown = "2 to 8, signed (default: what the run was trained with, else 8)"
+    made.add_argument("--weight-bits", type=int, choices=bits, metavar="N", help=shown)
 
 
 def _training(made: argparse.ArgumentParser, rules: Iterable[str]) -> None:

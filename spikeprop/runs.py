@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 import spikeprop
 from spikeprop import data as datasets
-from spikeprop.backends import lava, loihi
+from spikeprop.backends import loihi, parity
 from spikeprop.backends.loihi.network import Inputs
 from spikeprop.backends.loihi.quantize import Target
 from spikeprop.data import Data, Split
@@ -38,9 +39,19 @@ from spikeprop.storage import load_network, write_text
 from spikeprop.training import CHECKPOINT, History, centre_inputs
 
 CONFIG, NETWORK, HISTORY, RESULT = "config.json", "network.safetensors", "history.json", "result.json"
-ENGINES = ("float", "integer", "lava")
+ENGINES = parity.ENGINES[:3]  # those that "simulate" knows
 BATCH = 500  # samples at a time; the same as in evaluate(), so that random encoders draw the same spikes
 
+NEEDED = {"data", "data_root", "full_train", "encoder", "input_coding", "num_steps", "model", "rule", "seed", "epochs"}
+NEEDED |= {"beta", "threshold", "learning_rate", "temperature", "batch_size"}
+ADDED = {  # what later versions added to a configuration, as earlier ones had it
+    "trace": "shared",
+    "noise": 0.0,
+    "update_every": None,
+    "weight_bits": None,
+    "start_from": None,
+    "health_before_training": None,
+}
 SpikeTrains = list[NDArray[np.int8]]  # per layer [T, B, n]
 
 
@@ -67,14 +78,22 @@ class Run:
         """The data set the run was trained on, from ``root`` if its files have moved."""
         return load_data(self.config, root)
 
-    def encoded(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Inputs ``[B, ...]`` as the run's encoder makes them, ``[T, B, *input_shape]``."""
-        batches = encode_in_batches(self.network, inputs, self.config["num_steps"], self.encoder, BATCH, self.config["seed"])
-        encoded = [x for _, x in batches]
-        return encoded[0] if len(encoded) == 1 else torch.cat(encoded, 1)
+    def batches(self, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Inputs ``[B, ...]`` as the run's encoder makes them, some at a time, ``[T, b, *input_shape]``."""
+        settings = (self.config["num_steps"], self.encoder, BATCH, self.config["seed"])
+        return (x for _, x in encode_in_batches(self.network, inputs, *settings))
 
-    def quantize(self, weight_bits: int = 8, target: Target = "lava") -> loihi.LoihiNetwork:
-        """The network in Loihi's integers, with inputs coded as the run's encoder makes them."""
+    def encoded(self, inputs: torch.Tensor) -> torch.Tensor:
+        """All of :meth:`batches` at once, ``[T, B, *input_shape]``."""
+        batches = list(self.batches(inputs))
+        return batches[0] if len(batches) == 1 else torch.cat(batches, 1)
+
+    def quantize(self, weight_bits: int | None = None, target: Target = "lava") -> loihi.LoihiNetwork:
+        """The network in Loihi's integers, with inputs coded as the run's encoder makes them.
+
+        weight_bits: by default those that the run was trained with, else 8.
+        """
+        weight_bits = weight_bits or self.config["weight_bits"] or 8
         coding = self.config["input_coding"]
         low, high = coding["input_range"]
         return loihi.quantize(self.network, weight_bits, inputs=coding["inputs"], input_range=(low, high), target=target)
@@ -107,10 +126,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if not (path / CONFIG).is_file():
         raise CheckpointError(f"{path} is no run folder: {CONFIG} is missing; make one with: spikeprop train --out FOLDER")
     config = read_json(path / CONFIG)
-    missing = {"data", "data_root", "full_train", "encoder", "input_coding", "num_steps", "model", "rule", "seed"} - set(config)
-    if missing:
+    if missing := NEEDED - set(config):
         raise CheckpointError(f"{path / CONFIG} was not written by spikeprop train: it has no {', '.join(sorted(missing))}")
-    return config
+    return {**ADDED, **config}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -194,23 +212,15 @@ def spike_trains(run: Run, engine: str, inputs: torch.Tensor, chip: loihi.LoihiN
 
     "float" is the network as trained; "integer" (our simulator) and "lava" receive the identical integer messages.
     """
-    encoded = encode_in_batches(run.network, inputs, run.config["num_steps"], run.encoder, BATCH, run.config["seed"])
-    if engine == "lava":
-        return lava.run(chip, np.concatenate([loihi.encode(chip, x) for _, x in encoded], 1), timeout=timeout).spikes
-    batches: list[SpikeTrains] = []
-    for _, x in encoded:
-        if engine == "float":
-            batches.append([activity.spikes.flatten(2).numpy().astype(np.int8) for activity in run.network.run(x)])
-        else:
-            batches.append(loihi.simulate(chip, loihi.encode(chip, x)).spikes)
+    if engine == "lava":  # all in one run: each takes seconds to start
+        return parity.record(engine, run.network, chip, run.encoded(inputs), timeout, membranes=False).spikes
+    batches = [parity.record(engine, run.network, chip, x, membranes=False).spikes for x in run.batches(inputs)]
     return [np.concatenate(layer, 1) for layer in zip(*batches, strict=True)]
 
 
-@torch.inference_mode()
 def accuracy_of(network: Network, spikes: SpikeTrains, labels: torch.Tensor) -> float:
     """Share predicted rightly by the readout from the last layer's spike counts: what the host does beside the chip."""
-    rates = torch.from_numpy(spikes[-1]).to(network.readout.weight).mean(0)
-    return float((network.readout(rates).argmax(1) == labels).double().mean())
+    return float((parity.predict(network, spikes[-1]) == labels).double().mean())
 
 
 def versions() -> dict[str, str]:

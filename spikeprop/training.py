@@ -88,14 +88,12 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after the batch at hand; the network and the last checkpoint are whole.
     """
     inputs, labels = data.train
-    _check(network, data, epochs)
-    batch_size = default_batch_size(len(inputs)) if batch_size is None else batch_size
     encoder = default_encoder(data.temporal) if encoder is None else encoder
+    check_training(network, data, epochs, encoder, noise)
+    batch_size = default_batch_size(len(inputs)) if batch_size is None else batch_size
     num_steps = num_steps or data.num_steps
     if num_steps is None:
         raise InputError(f"fit: num_steps is missing: the data set {data.name} has no time axis of its own")
-    if noise and encoder.name != "current":
-        raise InputError(f"fit: noise = {noise:g} suits inputs fed as a current, not the {encoder.name} encoder; leave it at 0")
     batches = math.ceil(len(inputs) / batch_size)
     settings = {
         "num_steps": num_steps,
@@ -156,7 +154,10 @@ def fit(
     return history
 
 
-def _check(network: Network, data: Data, epochs: int) -> None:
+def check_training(network: Network, data: Data, epochs: int, encoder: Encoder, noise: float = 0.0) -> None:
+    """Raise InputError for what :func:`fit` would refuse before it begins."""
+    if noise and encoder.name != "current":
+        raise InputError(f"fit: noise = {noise:g} suits inputs fed as a current, not the {encoder.name} encoder; leave it at 0")
     if epochs < 1:
         raise InputError(f"fit: epochs = {epochs} must be at least 1")
     if tuple(data.input_shape) != network.input_shape:

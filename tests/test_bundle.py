@@ -129,6 +129,10 @@ def test_bundle_runs_on_a_fresh_python_3_10(bundle: Path, python_3_10: str) -> N
         ({"x": np.zeros(3)}, "holds x, but no array called messages"),
         (None, "the input .*x.npz does not exist"),
         (b"PK", "is no .npz file of plain arrays, or damaged"),
+        (
+            b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (), }" + b" " * 60 + b"\n" + b"\0" * 8,
+            "no .npz",
+        ),
     ],
 )
 def test_bundle_refuses(bundle: Path, tmp_path: Path, arrays: Any, message: str) -> None:
@@ -141,6 +145,22 @@ def test_bundle_refuses(bundle: Path, tmp_path: Path, arrays: Any, message: str)
     assert ran.returncode == 2 and len(ran.stderr.splitlines()) == 1
     assert re.search(message, ran.stderr)
     assert not (tmp_path / "y.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "/no/such/folder/y.npz"], "cannot be written: name a file in a folder that exists"),
+        (["--output", "/"], "cannot be written: name a file"),
+        (["--output", "/tmp/y.npz", "--timeout", "-1"], "--timeout: invalid"),
+        (["--output", "/tmp/y.npz", "--num-steps", "0"], "--num-steps: invalid"),
+        ([], "give --input and --output, or --check"),
+    ],
+)
+def test_bundle_refuses_before_it_runs(bundle: Path, arguments: list[str], message: str) -> None:
+    (bundle / "worker.py").unlink()
+    ran = run(bundle, "--input", str(bundle / "sample.npz"), *arguments)
+    assert ran.returncode == 2 and message in ran.stderr and "Traceback" not in ran.stderr
 
 
 @needs_lava

@@ -231,6 +231,83 @@ def test_training_on_with_the_chips_weights(finished, tmp_path, capsys):
     assert "is no run folder" in refused(capsys, "train", "--start-from", tmp_path / "no", "--out", tmp_path / "r")
 
 
+def test_a_run_of_few_bits_is_exported_with_its_bits(tmp_path, capsys):
+    words = [
+        "--model",
+        "mlp:12",
+        "--num-steps",
+        2,
+        "--weight-bits",
+        3,
+        "--epochs",
+        1,
+        "--batch-size",
+        128,
+        "--out",
+        tmp_path / "q",
+    ]
+    assert call(capsys, "train", *words)[0] == 0
+    _, found, _ = call(capsys, "export", tmp_path / "q", "--to", "loihi", "-o", tmp_path / "q.npz")
+    assert [layer["weight_bits"] for layer in found["report"]["layers"]] == [3]
+    _, found, _ = call(capsys, "export", tmp_path / "q", "--to", "loihi", "-o", tmp_path / "q8.npz", "--weight-bits", 8)
+    assert [layer["weight_bits"] for layer in found["report"]["layers"]] == [8]
+
+
+def test_resuming_takes_the_network_of_the_checkpoint(finished, tmp_path, capsys):
+    """The first run rounded its decays; the second starts from it, is resumed, and must not fall back to beta = 0.9."""
+    few = ["--epochs", 1, "--batch-size", 128]
+    assert call(capsys, "train", "--start-from", finished, "--weight-bits", 4, *few, "--out", tmp_path / "q")[0] == 0
+    words = ["train", "--start-from", tmp_path / "q", "--epochs", 2, "--batch-size", 128, "--out", tmp_path / "r"]
+    assert call(capsys, *words)[0] == 0
+    whole = runs.load_run(tmp_path / "r")
+    shutil.rmtree(tmp_path / "q")
+    for name in ("result.json", "network.safetensors", "history.json"):
+        (tmp_path / "r" / name).unlink()
+    assert call(capsys, "train", "--resume", "--start-from", f"{tmp_path}/q/", "--out", tmp_path / "r")[0] == 0
+    again = runs.load_run(tmp_path / "r")
+    assert again.network.layers[0].neuron.beta == whole.network.layers[0].neuron.beta == 3686 / 4096
+    assert again.result["health_before_training"] == whole.result["health_before_training"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model", "mlp:16", "--beta", "0", "--weight-bits", "8"],
+        ["--model", "mlp:16", "--noise", "0.1", "--encoder", "poisson"],
+        ["--start-from", "elsewhere"],
+    ],
+)
+def test_a_refused_run_replaces_nothing(finished, tmp_path, capsys, words):
+    kept = tmp_path / "kept"
+    shutil.copytree(finished, kept)
+    refused(capsys, "train", *words, "--epochs", 1, "--out", kept, "--overwrite")
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == {
+        path.name: path.read_bytes() for path in Path(finished).iterdir()
+    }
+
+
+def test_a_run_can_replace_the_one_it_starts_from(finished, tmp_path, capsys):
+    kept = tmp_path / "kept"
+    shutil.copytree(finished, kept)
+    words = ["--start-from", kept, "--epochs", 1, "--batch-size", 128, "--out", kept, "--overwrite"]
+    assert call(capsys, "train", *words)[0] == 0
+    assert runs.load_run(kept).result["health_before_training"] == runs.load_run(finished).result["health"]
+
+
+def test_runs_of_earlier_versions_are_read(finished, tmp_path, capsys):
+    old = tmp_path / "old"
+    shutil.copytree(finished, old)
+    config = json.loads((old / "config.json").read_text())
+    for name in ("weight_bits", "start_from", "trace", "noise", "health_before_training"):
+        del config[name]
+    (old / "config.json").write_text(json.dumps(config))
+    assert call(capsys, "export", old, "--to", "loihi", "-o", tmp_path / "chip.npz")[0] == 0
+    assert call(capsys, "train", "--start-from", old, "--epochs", 1, "--batch-size", 128, "--out", tmp_path / "new")[0] == 0
+    del config["beta"]
+    (old / "config.json").write_text(json.dumps(config))
+    assert "it has no beta" in refused(capsys, "train", "--start-from", old, "--out", tmp_path / "newer")
+
+
 def test_help_and_version(capsys):
     for arguments in (["--help"], ["--version"], *([name, "--help"] for name in ("train", "simulate", "demo"))):
         with pytest.raises(SystemExit) as ended:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from spikeprop.backends import loihi
 from spikeprop.backends.loihi import LOIHI, Convolution, LoihiLayer, LoihiNetwork, load, save, simulate
 from spikeprop.errors import CheckpointError, InputError, RangeError
+from spikeprop.neuron import NeuronState
 
 LIMIT = 2**23
 REGISTER_EDGES = [0, 1, -1, 25, 4095, 4096, -4097, LIMIT - 1, LIMIT, 1 - LIMIT, 2**30, -(2**30)]
@@ -261,6 +262,8 @@ def test_loihi_2_trace(weight: int, matches: bool) -> None:
         ({"weight": [[256, 0], [0, 0]]}, "layer 1: weight 256 lies outside Loihi's -256 to 254; rescale"),
         ({"weight": [[3, 0], [0, 0]]}, "layer 1: 8-bit signed weights are multiples of 2"),
         ({"weight": [[30, 0], [0, 0]], "weight_bits": 4}, "layer 1: 4-bit signed weights are multiples of 32"),
+        ({"weight_exp": 0.5}, r"layer 1: weight exponent 0\.5 is no whole number; round it"),
+        ({"weight_bits": 7.5}, r"layer 1: weight bits 7\.5 is no whole number"),
         ({"weight_exp": -9}, "layer 1: weight exponent -9 is below Loihi's lower limit -8"),
         ({"weight": [[2, 0, 0], [0, 0, 0]]}, "layer 1: its weights take 3 inputs but 2 arrive"),
         ({"dv": [1, 2, 3]}, r"layer 1: dv has shape \(3,\)"),
@@ -298,6 +301,22 @@ def test_sums_that_a_convolution_clamps_are_refused() -> None:
         LoihiNetwork((layer,), (2, 4, 4), "graded", 16)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"inputs": "grade"}, "inputs = 'grade' is none of"),
+        (
+            {"inputs": "graded", "num_message_bits": 4, "input_low": 3.0, "input_high": 3.0},
+            "input range 3.0 to 3.0: the second",
+        ),
+        ({"inputs": "graded", "num_message_bits": 4, "input_high": math.inf}, "both finite"),
+    ],
+)
+def test_input_coding_is_checked(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LoihiNetwork((LoihiLayer.build([[2, 4]], vth=1),), (2,), **arguments)
+
+
 def test_simulate_refuses_what_is_no_message() -> None:
     network = random_network(0)
     for wrong, message in (
@@ -310,6 +329,17 @@ def test_simulate_refuses_what_is_no_message() -> None:
     state = simulate(network, np.zeros((3, 2, 7), int)).state
     with pytest.raises(InputError, match="not that of 4 samples"):
         simulate(network, np.zeros((3, 4, 7), int), state)
+    current, membrane = (np.zeros((2, n), np.int32) for n in (9, 9))
+    for broken, message in (  # the compiled kernels would read beyond the array
+        ([NeuronState(current[:1, :1], membrane), state[1]], "not that of 2 samples"),
+        ([NeuronState(current.astype(float), membrane), state[1]], "not that of 2 samples"),
+        (state[:1], "not that of 2 samples"),
+        ([NeuronState(current + 2**23 + 1, membrane), state[1]], "beyond the 24-bit registers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            simulate(network, np.zeros((3, 2, 7), int), broken)
+    with pytest.raises(InputError, match="record = 'al' is none of"):
+        simulate(network, np.zeros((3, 2, 7), int), record="al")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="engine = 'fast' is neither 'auto' nor 'reference'"):
         loihi.Simulator(network, engine="fast")  # type: ignore[arg-type]
 

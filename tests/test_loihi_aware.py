@@ -39,6 +39,17 @@ def test_the_chip_gets_the_very_weights_that_learned(bits: int, kind: str) -> No
     assert len(np.unique(chip.layers[-1].weight)) <= 2**bits
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_trained_weights_stay_behind_graded_inputs(bits: int) -> None:
+    """Where convolution and graded messages compete for the current register, the messages give way, not the weights."""
+    network = conv((1, 8, 8), [3], 10, neuron=sp.LIF(torch.tensor(0.9), 1.0))
+    free = loihi.quantize(network, bits)
+    fit(network, QuantizationAware(sp.SigProp(), bits), epochs=1)
+    chip = loihi.quantize(network, bits)
+    assert [layer["weight_error"] < 1e-6 for layer in chip.report["layers"]] == [True, True]
+    assert 2 <= chip.num_message_bits <= free.num_message_bits < 8
+
+
 def test_the_optimiser_sees_the_real_weights() -> None:
     """One plain gradient step: the real weights move by the gradient that the same rule finds at the rounded weights."""
     x, labels = DATA.train.inputs[:30].expand(4, 30, 1, 8, 8), DATA.train.labels[:30]

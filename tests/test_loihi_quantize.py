@@ -306,6 +306,10 @@ def test_quantize_refuses_arguments() -> None:
 
 
 def test_encode() -> None:
+    chip = quantize(dense_network())
+    with pytest.raises(InputError, match=r"inputs have 4 steps already, num_steps = 9; leave num_steps out"):
+        encode(chip, torch.zeros(4, 2, 30), 9)
+    np.testing.assert_array_equal(encode(chip, torch.ones(2, 30, dtype=torch.bfloat16), 3), encode(chip, torch.ones(2, 30), 3))
     chip = quantize(dense_network((4, 3)), input_range=(-1.0, 1.0), num_message_bits=4)
     inputs = torch.tensor([[-1.0, -0.99, 0.0, 1.0]])
     constant = encode(chip, inputs, 5)

@@ -166,11 +166,11 @@ REFUSED = [
         LoihiNetwork(
             (LoihiLayer.build([[[[2]]]] * 128, vth=9, convolution=Convolution((128, 1, 1), groups=128)),), (128, 1, 1)
         ),
-        "layer 1: groups 128 exceeds 127, the most that Lava's convolution holds in a signed byte",
+        "layer 1: its number of groups of 128 exceeds 127, the most that Lava's convolution counts to",
     ),
     (
         LoihiNetwork((LoihiLayer.build([[[[2]]]], vth=9, convolution=Convolution((1, 1, 1), stride=(1, 200))),), (1, 1, 1)),
-        "layer 1: stride 200 exceeds 127",
+        "layer 1: its stride of 200 exceeds 127",
     ),
 ]
 

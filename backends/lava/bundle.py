@@ -53,7 +53,7 @@ def write_bundle(
 
     Raises InputError if the folder holds something already or the messages do not fit, CheckpointError if it cannot be written.
     """
-    folder, messages = Path(folder), check_messages(network, messages)
+    folder, messages = Path(folder).resolve(), check_messages(network, messages)
     check_convolutions(network)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; choose another, or remove it")

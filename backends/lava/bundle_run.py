@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read(path: Path, what: str) -> dict[str, Any]:
             return dict(archive)
     except FileNotFoundError:
         raise Refusal(f"{what} {path} does not exist") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise Refusal(f"{what} {path} is no .npz file of plain arrays, or damaged ({error})") from None
 
 
@@ -81,6 +82,19 @@ def compare(found: dict[str, Any], expected: dict[str, Any]) -> int:
     return total
 
 
+def positive(text: str) -> float:
+    """A command-line number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def whole(text: str) -> int:
+    """A command-line number of at least 1."""
+    return int(positive(text if text.isdecimal() else "no number"))
+
+
 def write(path: Path, arrays: dict[str, Any]) -> None:
     """An .npz file, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -100,8 +114,13 @@ def main() -> int:
     parser.add_argument("--input", type=Path, metavar="X.npz", help="holds messages [T, B, features], integers")
     parser.add_argument("--output", type=Path, metavar="Y.npz", help="gets spikes, membranes, counts, outputs, predictions")
     parser.add_argument("--check", action="store_true", help="run the stored sample and compare every spike")
-    parser.add_argument("--num-steps", type=int, metavar="T", help="the longest sample to allow (default: as in training)")
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="end Lava after S seconds (default: 600)")
+    parser.add_argument(
+        "--num-steps",
+        type=whole,
+        metavar="T",
+        help="the longest sample to allow (default: as in training)",
+    )
+    parser.add_argument("--timeout", type=positive, default=600.0, metavar="S", help="end Lava after S seconds (default: 600)")
     arguments = parser.parse_args()
     if arguments.check == (arguments.input is not None) or (arguments.input is None) != (arguments.output is None):
         parser.error("give --input and --output, or --check")
@@ -111,6 +130,8 @@ def main() -> int:
         arrays = read(path, "the input")
         if "messages" not in arrays:
             raise Refusal(f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, but no array called messages")
+        if arguments.output is not None and (arguments.output.is_dir() or not arguments.output.resolve().parent.is_dir()):
+            raise Refusal(f"{arguments.output} cannot be written: name a file in a folder that exists")
         messages = check(arrays["messages"], facts, arguments.num_steps or facts["num_steps"])
         found = run(messages, arguments.timeout)
         if arguments.check:

@@ -4,6 +4,9 @@
     fit(network, rule, data, ...)                   # from scratch, or on from a trained network
     quantize(network, weight_bits=4)                # the very weights that were trained: rounding them again changes nothing
 
+Inputs are not rounded: how many bits their messages have shows when the network is quantised, and ``parity.report`` says what
+that costs.
+
 The network computes with rounded weights; the optimiser moves real ones behind them, by the gradient found at the rounded ones
 (the straight-through estimator of Bengio et al., arXiv 1308.3432). No autograd is involved.
 """
@@ -138,6 +141,6 @@ class QuantizationAware(Rule):
         for name, share in zip(("alpha", "beta"), shares, strict=True):
             value = getattr(neuron, name)
             if isinstance(value, Tensor):
-                value.copy_(torch.from_numpy(share))
+                value.copy_(torch.as_tensor(share))
             else:
                 setattr(neuron, name, float(share))

@@ -21,7 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -229,6 +229,10 @@ class LoihiNetwork:
     prepared: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # simulators by engine; see simulate()
 
     def __post_init__(self) -> None:
+        if self.inputs not in get_args(Inputs):
+            raise InputError(f"inputs = {self.inputs!r} is none of {get_args(Inputs)}")
+        if not (math.isfinite(self.input_low) and math.isfinite(self.input_high) and self.input_low < self.input_high):
+            raise InputError(f"input range {self.input_low} to {self.input_high}: the second must be larger, and both finite")
         if self.inputs == "spikes" and self.num_message_bits != 0:
             raise InputError(f"spikes are single bits: num_message_bits must be 0, got {self.num_message_bits}")
         if self.inputs == "graded":
@@ -259,8 +263,10 @@ class LoihiNetwork:
 
 
 def check_register(where: str, name: str, value: Any, low: int, high: int, remedy: str) -> None:
-    """Raises RangeError unless every element of ``value`` lies in low..high."""
+    """Raises RangeError unless every element of ``value`` is a whole number in low..high."""
     values = np.asarray(value, np.float64)
+    if not np.array_equal(values, np.rint(values)):
+        raise RangeError(f"{where}: {name} {values[values != np.rint(values)].flat[0]:g} is no whole number; round it")
     for extreme, outside, problem in (
         (values.max(), values.max() > high, f"exceeds Loihi's {(high - low).bit_length()}-bit limit {high}"),
         (values.min(), values.min() < low, f"is below Loihi's lower limit {low}"),

@@ -51,6 +51,7 @@ DEFAULT_MESSAGE_BITS = 8  # pixels have no more
 Target = Literal["lava", "netx"]
 BIAS_EXPONENTS = {"lava": range(BIAS_EXPONENT_LIMIT + 1), "netx": range(6, 7)}  # netx gives every neuron the same one
 
+ON_GRID = 1e-6  # relative rounding error up to which weights count as rounded before: float32 leaves that much
 MINIMUM_MESSAGE_BITS = 2  # fewer say so little of a current that the search for bits does not go there by itself
 
 
@@ -140,12 +141,18 @@ def _place_first(
         check_register("inputs", "num_message_bits", num_message_bits, 1, MESSAGE_BITS_LIMIT, "choose fewer bits")
         candidates = [num_message_bits]
     best: tuple[float, int, LoihiLayer] | None = None
-    for bits in candidates:
+    rounded = round_weights(layer.weight, weight_bits)
+    on_grid = _rms(rounded.codes / rounded.scale - layer.weight) < ON_GRID * _rms(layer.weight)
+    # Weights that were trained on the chip's grid stay there if fewer message bits make that possible.
+    attempts = [(bits, coarser) for coarser in ((False, True) if on_grid else (True,)) for bits in candidates]
+    for bits, coarser in attempts:
+        if coarser and on_grid and best is not None:
+            break
         largest = 2**bits - 1
         try:
-            placed = _place(layer, weight_bits, low, (high - low) / largest, largest)
+            placed = _place(layer, weight_bits, low, (high - low) / largest, largest, coarser)
         except RangeError:
-            if bits == candidates[-1] and best is None:
+            if (bits, coarser) == attempts[-1] and best is None:
                 raise
             continue
         # Relative errors of the weights and of an input spread evenly over its range.
@@ -255,8 +262,13 @@ def kept_shares(du: Any, dv: Any) -> tuple[Any, Any]:
     return (DECAY_UNITY - 1 - du) / DECAY_UNITY, (DECAY_UNITY - dv) / DECAY_UNITY
 
 
-def _place(layer: _Layer, weight_bits: int, low: float, message_step: float, message_limit: int) -> LoihiLayer:
-    """One layer in registers; ``message_step`` is what a message of 1 stands for. Raises RangeError if they cannot hold it."""
+def _place(
+    layer: _Layer, weight_bits: int, low: float, message_step: float, message_limit: int, coarser: bool = True
+) -> LoihiLayer:
+    """One layer in registers; ``message_step`` is what a message of 1 stands for. Raises RangeError if they cannot hold it.
+
+    coarser: whether a layer without exponent may get coarser weights.
+    """
     where = layer.where
     du, dv = decay_registers(where, layer.alpha, layer.beta)
     alpha, beta = kept_shares(du, dv)
@@ -267,6 +279,8 @@ def _place(layer: _Layer, weight_bits: int, low: float, message_step: float, mes
     problem: RangeError | None = None
     for shift in range(1 - WEIGHT_EXPONENT_LIMITS[0]):
         exponent = -shift if layer.has_exponent else 0
+        if shift and not layer.has_exponent and not coarser:
+            break
         if shift and not layer.has_exponent:
             weights = round_weights(layer.weight, weight_bits, finest / 2**shift)
             if not weights.codes.any():

@@ -11,7 +11,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,14 +95,18 @@ def encode(network: LoihiNetwork, inputs: Any, num_steps: int | None = None) -> 
 
     Raises InputError if the shape does not fit, or a value is outside the input range (graded) or not 0 or 1 (spikes).
     """
-    values = np.asarray(inputs.detach().cpu().numpy() if hasattr(inputs, "detach") else inputs)
-    shape = network.input_shape
+    if hasattr(inputs, "detach"):
+        inputs = inputs.detach().cpu()
+        inputs = inputs.float() if "bfloat16" in str(inputs.dtype) else inputs  # a type that numpy has not
+    values, shape = np.asarray(inputs), network.input_shape
     if values.shape[1:] == shape and num_steps is not None:
         values = np.broadcast_to(values, (num_steps, *values.shape))
     elif values.shape[2:] != shape or values.ndim != 2 + len(shape):
         features = ", ".join(map(str, shape))
         raise InputError(f"inputs have shape {values.shape}, expected [T, B, {features}], or [B, {features}] with num_steps")
     steps, batch = values.shape[:2]
+    if num_steps not in (None, steps):
+        raise InputError(f"inputs have {steps} steps already, num_steps = {num_steps}; leave num_steps out")
     if not steps or not batch:
         raise InputError(f"inputs have shape {values.shape}: at least one step and one sample are needed")
     constant = steps > 1 and values.strides[0] == 0
@@ -194,11 +198,9 @@ class Simulator:
         messages = check_messages(self.network, messages)
         steps, batch = messages.shape[:2]
         widths = [layer.outputs for layer in self.network.layers]
-        states = self.initial_state(batch)
-        if state is not None:
-            states = [NeuronState(carried.current.copy(), carried.membrane.copy()) for carried in state]
-            if [carried.membrane.shape for carried in states] != [(batch, n) for n in widths]:
-                raise InputError(f"the state is not that of {batch} samples in layers of {widths} neurons")
+        if record not in get_args(Record):
+            raise InputError(f"record = {record!r} is none of {get_args(Record)}")
+        states = self.initial_state(batch) if state is None else _carried(state, batch, widths)
         registers = widths if record == "all" else []
         run = Simulation(
             counts=[np.zeros((batch, n), np.int32) for n in widths],
@@ -228,6 +230,20 @@ class Simulator:
             if run.spikes:
                 run.spikes[index][time, block] = spikes
             arriving = spikes
+
+
+def _carried(state: Sequence[NeuronState[Integers]], batch: int, widths: list[int]) -> list[NeuronState[Integers]]:
+    """A copy of a former state. Raises InputError unless it is one of this network and batch: kernels check no bounds."""
+    states = [NeuronState(*(np.asarray(register) for register in carried)) for carried in state]
+    wanted = [(batch, n) for n in widths for _ in NeuronState._fields]
+    registers = [register for carried in states for register in carried]
+    if [register.shape for register in registers] != wanted or any(register.dtype.kind != "i" for register in registers):
+        raise InputError(
+            f"the state is not that of {batch} samples in layers of {widths} neurons; take it from a former result"
+        )
+    if max(np.abs(register).max() for register in registers) > REGISTER_LIMIT:
+        raise InputError(f"the state holds values beyond the 24-bit registers, +-{REGISTER_LIMIT}")
+    return [NeuronState(*(np.array(register, np.int32, order="C") for register in carried)) for carried in states]
 
 
 class _Prepared:
