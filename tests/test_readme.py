@@ -43,3 +43,20 @@ def test_the_figures_are_those_of_the_benchmarks(data: str) -> None:
         worst = found["worst"]
         row = f"| {LABELS[data]} | `{rule}` | {accuracies} | {worst['dead']:.1%} | {worst['rate']:.2f} |"
         assert row in (ROOT / "README.md").read_text(), row
+
+
+def test_the_figures_of_the_loihi_table_are_those_of_the_benchmarks() -> None:
+    """Every number of the table is formed anew from the committed results."""
+    text, results = (ROOT / "README.md").read_text(), ROOT / "benchmarks" / "results"
+    parity, speed = (json.loads((results / f"loihi-{name}.json").read_text())["summary"] for name in ("parity", "speed"))
+    assert f"0 of {parity['compared_spikes']:,} spikes and as many membranes differ on {parity['networks']} random" in text
+    times = speed["times_lava"]
+    assert f"{times['batch_512']:.0f} times Lava's throughput at batch 512, {times['batch_1']:.0f} times at batch 1" in text
+    for data, name in (("mnist", "MNIST"), ("digits", "digits")):
+        rules = json.loads((results / f"loihi-accuracy-{data}.json").read_text())["summary"].values()
+        few, many = ("4 bits, trained on", "8 bits")
+        lost = {kind: max(0.0, *(rule[kind]["lost"] for rule in rules)) for kind in (few, many)}
+        agree = {kind: min(rule[kind]["prediction_agreement"] for rule in rules) for kind in (few, many)}
+        wanted = f"{name}: 8 bits at most {lost[many]:.2%} of accuracy, 4 bits after training on at most {lost[few]:.2%}; "
+        wanted += f"predictions agree on {agree[many]:.1%} and {agree[few]:.1%}"
+        assert wanted in text, wanted
