@@ -131,10 +131,15 @@ def test_memory_of_a_stream_does_not_grow(tmp_path: Path) -> None:
 def test_committed_accuracies_are_whole(path: Path) -> None:
     results = json.loads(path.read_text())
     check_accuracy(results)
-    settings = results["settings"]
+    settings, cells = results["settings"], results["cells"]
+    if settings["on"] == "folds":
+        assert path.stem == f"accuracy-{settings['data']}-folds"
+        repeats = {rule: {cell["seed"] for cell in cells if cell["rule"] == rule} for rule in results["summary"]}
+        assert all(seeds == set(range(8)) for seeds in repeats.values()), "two whole cross-validations each"
+        return
     part = "-without-validation" if settings["train_samples"] in (1085, 55_000) else ""
     assert path.stem == f"accuracy-{settings['data']}{part}" and settings["on"] == "test"
-    assert {(cell["rule"], cell["seed"]) for cell in results["cells"]} == {
+    assert {(cell["rule"], cell["seed"]) for cell in cells} == {
         (rule, seed) for rule in ("sigprop-surrogate", "sigprop-membrane", "sigprop-raw-membrane") for seed in (0, 1, 2)
     }
 
