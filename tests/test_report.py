@@ -161,7 +161,7 @@ def test_a_spike_that_differs_fails(shown, monkeypatch):
     def other(chip, messages, **_):
         spikes = loihi.simulate(chip, messages).spikes
         spikes[1][0, 0, 0] ^= 1
-        return lava.LavaRun(spikes, [])
+        return lava.LavaRun(spikes, [], 1.0)
 
     monkeypatch.setattr(lava, "run", other)
     found = again(shown, monkeypatch, samples=3)
