@@ -27,7 +27,7 @@ for path in sorted(root.rglob("*.py")):
     print(name, importlib.import_module(name).__file__)
 """
 
-NOT_AT_IMPORT = ["h5py", "lava", "matplotlib", "nir", "nirtorch", "norse", "sklearn", "snntorch"]
+NOT_AT_IMPORT = ["h5py", "lava", "matplotlib", "nir", "nirtorch", "norse", "numba", "sklearn", "snntorch"]
 LOADED = f"import sys; print([name for name in {NOT_AT_IMPORT} if name in sys.modules])"
 
 
