@@ -43,6 +43,7 @@ from spikeprop.backends.loihi.network import (
     largest_sums,
     output_shape,
 )
+from spikeprop.backends.loihi.quantize import BIAS_EXPONENTS
 from spikeprop.errors import BackendError, CheckpointError, InputError, SpikepropError, UnsupportedError
 from spikeprop.storage import atomic_write
 
@@ -52,7 +53,7 @@ Shape = tuple[int, ...]
 Whole = NDArray[np.int64]
 Entry = dict[str, Any]  # one entry of the file: dataset name -> what it holds
 
-BIAS_EXPONENT = 6  # netx gives every neuron this one
+(BIAS_EXPONENT,) = BIAS_EXPONENTS["netx"]
 NEURON_TYPES = ("CUBA", "LOIHI")  # one neuron under two names; slayer writes the first
 # What changes a neuron in slayer, and only there: netx passes over it. The value is the one that changes nothing.
 IGNORED_BY_NETX = {"refDelay": 1, "gradedSpike": 0, "messageBits": 0, "wgtExp": 0, "weight_exp": 0}

@@ -144,7 +144,7 @@ def report(
     predictions = {engine: predict(network, found.spikes[-1]) for engine, found in recordings.items()}
     accuracy = {engine: _share(found == labels) for engine, found in predictions.items()}
     messages = loihi.encode(chip, encoded)
-    rounded = record("float", network, chip, torch.from_numpy(loihi.decode(chip, messages)).to(encoded))
+    rounded = record("float", network, chip, torch.from_numpy(loihi.decode(chip, messages)).to(encoded), membranes=False)
     accuracy_rounded = _share(predict(network, rounded.spikes[-1]) == labels)
     return {
         "samples": encoded.shape[1],

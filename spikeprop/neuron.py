@@ -7,9 +7,9 @@
     U[t] <- U[t] - threshold                  "subtract"
     U[t] <- U[t]                              "none"
 
-:func:`advance` is this block and nothing else computes it: training and inference call it with floating-point tensors, the
-Loihi simulator calls it with integers and :data:`spikeprop.backends.loihi.LOIHI` arithmetic. Only operators are used, so the
-arguments may be torch tensors or numpy arrays.
+:func:`advance` is this block: training and inference call it with floating-point tensors, the Loihi simulator calls it with
+integers and :data:`spikeprop.backends.loihi.LOIHI` arithmetic (its compiled loop is held to it by tests). Only operators are
+used, so the arguments may be torch tensors or numpy arrays.
 """
 
 from __future__ import annotations

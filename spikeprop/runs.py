@@ -39,7 +39,7 @@ from spikeprop.storage import load_network, write_text
 from spikeprop.training import CHECKPOINT, History, centre_inputs
 
 CONFIG, NETWORK, HISTORY, RESULT = "config.json", "network.safetensors", "history.json", "result.json"
-ENGINES = parity.ENGINES[:3]  # those that "simulate" knows
+ENGINES = ("float", "integer", "lava")  # those of parity.ENGINES that need no other library's reading of the network
 BATCH = 500  # samples at a time; the same as in evaluate(), so that random encoders draw the same spikes
 
 NEEDED = {"data", "data_root", "full_train", "encoder", "input_coding", "num_steps", "model", "rule", "seed", "epochs"}

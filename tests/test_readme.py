@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from spikeprop.backends import lava
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -22,6 +24,11 @@ def test_the_ten_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert accuracy is not None, printed
     assert float(accuracy[1]) > 0.95
     assert (tmp_path / "digits.safetensors").exists()
+    if lava.available():  # the lines on Loihi go on where these end
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        (on_loihi,) = [block for block in blocks if "lava.run" in block]
+        exec(on_loihi, scope)
+        assert all(spikes.any() for spikes in scope["ours"].spikes)  # type: ignore[attr-defined]
 
 
 def test_links_and_pictures_exist() -> None:
