@@ -24,6 +24,7 @@ def mlp(
     gain: float = 1.0,
     centred: bool = True,
     regression: bool = False,
+    recurrent: bool = False,
     seed: int = 0,
 ) -> Network:
     """Fully connected layers.
@@ -37,6 +38,8 @@ def mlp(
             neuron without input settles at its threshold and any drive above the mean makes it spike: neurons spike from the
             start, several layers deep.
         centred: see :class:`spikeprop.Network`.
+        recurrent: every layer also gets a synapse from its own spikes, which arrive one step late, with weights of the same
+            distribution.
         seed: fixes every weight.
 
     Raises:
@@ -47,12 +50,13 @@ def mlp(
     generator = torch.Generator().manual_seed(seed)
     neuron = LIF() if neuron is None else neuron
     widths = [math.prod(input_shape), *hidden]
-    layers: list[tuple[Synapse, Neuron]] = []
+    layers: list[tuple[Synapse, Neuron, Synapse | None]] = []
     for index, (inputs, width) in enumerate(itertools.pairwise(widths)):
         synapse: Synapse = Dense(inputs, width, gain=gain, generator=generator)
         if index == 0 and len(input_shape) > 1:
             synapse = Chain(Flatten(), synapse)
-        layers.append((synapse, copy.deepcopy(neuron)))
+        loop = Dense(width, width, gain=gain, generator=generator) if recurrent else None
+        layers.append((synapse, copy.deepcopy(neuron), loop))
     return _rest_at_threshold(Network(input_shape, layers, outputs, centred=centred, regression=regression))
 
 

@@ -11,7 +11,22 @@ from spikeprop.evaluation import Evaluation, Health, dead_neurons, evaluate
 from spikeprop.homeostasis import Homeostasis
 from spikeprop.losses import Hebbian, Pairwise, SimilarityCrossEntropy
 from spikeprop.network import Layer, Network
-from spikeprop.neuron import IF, LIF, Activity, Binary, NeuronState, Rate, decay_from_tau, lif, tau_from_decay
+from spikeprop.neuron import (
+    IF,
+    LIF,
+    Activity,
+    Bernoulli,
+    Binary,
+    NeuronState,
+    Rate,
+    WinnerTakeAll,
+    decay_from_tau,
+    lif,
+    tau_from_decay,
+)
+from spikeprop.rules.bptt import BPTT
+from spikeprop.rules.direct_feedback_alignment import DirectFeedbackAlignment
+from spikeprop.rules.shallow import Shallow
 from spikeprop.rules.sigprop import SigProp
 from spikeprop.signals import FixedProjection, LearnedProjection
 from spikeprop.storage import load_network as load
@@ -23,16 +38,19 @@ from spikeprop.training import History, fit
 __version__ = "0.1.0"
 
 __all__ = [
+    "BPTT",
     "IF",
     "LIF",
     "ATan",
     "Activity",
     "AvgPool2d",
+    "Bernoulli",
     "Binary",
     "Chain",
     "Conv2d",
     "Current",
     "Dense",
+    "DirectFeedbackAlignment",
     "Evaluation",
     "Events",
     "FastSigmoid",
@@ -52,9 +70,11 @@ __all__ = [
     "Poisson",
     "Rate",
     "ReLU",
+    "Shallow",
     "Sigmoid",
     "SigProp",
     "SimilarityCrossEntropy",
+    "WinnerTakeAll",
     "data",
     "dead_neurons",
     "decay_from_tau",

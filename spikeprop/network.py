@@ -1,4 +1,4 @@
-"""Layers of a synapse and neurons, and the feed-forward network they form. State passes in and out; time comes first.
+"""Layers of synapses and neurons, and the network they form. State passes in and out; time comes first.
 
 A network also carries what its prediction needs: the means that centre its inputs, the readout, and the target synapses through
 which class labels enter beside the input. All of it is saved with the weights.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import InputError
-from spikeprop.neuron import Activity, Neuron, NeuronState, neuron_from_config
+from spikeprop.neuron import Activity, Arithmetic, Neuron, RecurrentState, State, neuron_from_config
 from spikeprop.readout import Readout
 from spikeprop.signals import TargetSynapse
 from spikeprop.synapse import Shape, Synapse, synapse_from_config
@@ -29,19 +29,36 @@ class Layer(nn.Module):
 
     Attributes:
         bias: learned, one per neuron ``[n]`` or, for pictures, one per channel ``[C, 1, 1]``.
+        recurrent: a synapse from the layer's own spikes, which arrive one step late; None for most layers.
         rate: running mean of the neurons' activity ``[*output_shape]``, kept by training; the next layer is centred on it.
     """
 
     rate: Tensor
 
-    def __init__(self, synapse: Synapse, neuron: Neuron, input_shape: Shape) -> None:
+    def __init__(self, synapse: Synapse, neuron: Neuron, input_shape: Shape, recurrent: Synapse | None = None) -> None:
         super().__init__()
-        self.synapse, self.neuron = synapse, neuron
+        self.synapse, self.neuron, self.recurrent = synapse, neuron, recurrent
         self.input_shape = tuple(input_shape)
         self.output_shape = synapse.output_shape(self.input_shape)
         shape = self.output_shape if len(self.output_shape) == 1 else (self.output_shape[0], 1, 1)
         self.bias = nn.Parameter(torch.zeros(shape) + neuron.bias, requires_grad=False)
         self.register_buffer("rate", torch.zeros(self.output_shape))
+        if recurrent is not None and recurrent.output_shape(self.output_shape) != self.output_shape:
+            raise InputError(
+                f"the recurrent synapse maps {self.output_shape} to {recurrent.output_shape(self.output_shape)}; "
+                "it must map the layer's own spikes to the layer's own neurons"
+            )
+
+    def initial_state(self, batch: int) -> State:
+        """The neurons at rest, for ``batch`` rows."""
+        state = self.neuron.initial_state(self.rate.new_zeros(batch, *self.output_shape))
+        return state if self.recurrent is None else RecurrentState(*state, torch.zeros_like(state.membrane))
+
+    def run(
+        self, state: State, drive: Tensor, bias: float | Tensor | None = None, arithmetic: Arithmetic | None = None
+    ) -> tuple[Activity, State]:
+        """A stretch of time: the drive from below ``[T, B, *output_shape]`` to activity, the recurrent synapse included."""
+        return self.neuron.run(state, drive, bias, arithmetic, self.recurrent)
 
     def drive(self, inputs: Tensor) -> Tensor:
         """Inputs ``[T, B, *input_shape]`` to drive ``[T, B, *output_shape]``; a constant input is multiplied only once."""
@@ -50,16 +67,28 @@ class Layer(nn.Module):
             return self.synapse(inputs[0]).expand(steps, batch, *self.output_shape)
         return self.synapse(inputs.flatten(0, 1)).unflatten(0, (steps, batch))
 
+    def weights(self) -> list[Tensor]:
+        """What learning changes: the weights of the synapse (if it has any) and of the recurrent one, then the bias."""
+        synapses = [self.synapse] if self.recurrent is None else [self.synapse, self.recurrent]
+        return [*(synapse.weight for synapse in synapses if synapse.weight is not None), self.bias]
+
     def config(self) -> dict[str, Any]:
-        return {"synapse": self.synapse.config(), "neuron": self.neuron.config()}
+        recurrent = {} if self.recurrent is None else {"recurrent": self.recurrent.config()}
+        return {"synapse": self.synapse.config(), "neuron": self.neuron.config(), **recurrent}
+
+
+def spikes_before(state: State, spikes: Tensor) -> Tensor:
+    """What a recurrent synapse read at each step of a stretch from ``state``: the spikes ``[T, B, ...]``, a step late."""
+    assert isinstance(state, RecurrentState)
+    return torch.cat([state.spikes.unsqueeze(0), spikes[:-1]])
 
 
 class Network(nn.Module):
-    """A feed-forward network.
+    """A network of layers in a row, each of which may also be recurrent.
 
     Args:
         input_shape: shape of one input at one time step, for example ``(1, 28, 28)``.
-        layers: pairs of a synapse and its neurons, first to last.
+        layers: pairs of a synapse and its neurons, first to last; a third entry is a recurrent synapse.
         outputs: number of classes, or of real outputs.
         centred: subtract the mean input of the training set and, between layers, the running mean activity. Both act as a
             bias on the membrane, bias - W mean / (1 - alpha), so a chip gets them for nothing (``fold_bias``).
@@ -75,7 +104,7 @@ class Network(nn.Module):
     def __init__(
         self,
         input_shape: Sequence[int],
-        layers: Sequence[tuple[Synapse, Neuron]],
+        layers: Sequence[tuple[Synapse, Neuron] | tuple[Synapse, Neuron, Synapse | None]],
         outputs: int,
         *,
         centred: bool = True,
@@ -87,9 +116,9 @@ class Network(nn.Module):
         self.input_shape: Shape = tuple(input_shape)
         self.outputs, self.centred, self.regression = outputs, centred, regression
         built: list[Layer] = []
-        for number, (synapse, neuron) in enumerate(layers, 1):
+        for number, (synapse, neuron, *recurrent) in enumerate(layers, 1):
             try:
-                built.append(Layer(synapse, neuron, built[-1].output_shape if built else self.input_shape))
+                built.append(Layer(synapse, neuron, built[-1].output_shape if built else self.input_shape, *recurrent))
             except InputError as error:
                 raise InputError(f"layer {number}: {error}") from None
         self.layers = cast(Sequence[Layer], nn.ModuleList(built))
@@ -97,9 +126,9 @@ class Network(nn.Module):
         self.readout = Readout(built[-1].bias.new_zeros(built[-1].output_shape).numel(), outputs)
         self.target: TargetSynapse | None = None
 
-    def initial_state(self, batch: int) -> list[NeuronState[Tensor]]:
+    def initial_state(self, batch: int) -> list[State]:
         """Every layer at rest, for ``batch`` rows."""
-        return [layer.neuron.initial_state(layer.rate.new_zeros(batch, *layer.output_shape)) for layer in self.layers]
+        return [layer.initial_state(batch) for layer in self.layers]
 
     def centre(self, index: int) -> Tensor | None:
         """The mean subtracted from the input of layer ``index`` (from 0), in the input's shape; None if not centred."""
@@ -118,7 +147,7 @@ class Network(nn.Module):
             return layer.bias
         return layer.bias - layer.synapse(mean.unsqueeze(0))[0] / (1.0 - layer.neuron.alpha)
 
-    def advance(self, state: list[NeuronState[Tensor]], inputs: Tensor) -> tuple[list[Activity], list[NeuronState[Tensor]]]:
+    def advance(self, state: list[State], inputs: Tensor) -> tuple[list[Activity], list[State]]:
         """Run a stretch of time, ``inputs [T, B, *input_shape]``, from ``state``; layer by layer, as no delay lies between.
 
         Returns:
@@ -127,13 +156,13 @@ class Network(nn.Module):
         self.check(inputs)
         activities, states, x = [], [], inputs
         for index, layer in enumerate(self.layers):
-            activity, after = layer.neuron.run(state[index], layer.drive(x), self.fold_bias(index))
+            activity, after = layer.run(state[index], layer.drive(x), self.fold_bias(index))
             activities.append(activity)
             states.append(after)
             x = activity.spikes
         return activities, states
 
-    def step(self, state: list[NeuronState[Tensor]], x: Tensor) -> tuple[list[Activity], list[NeuronState[Tensor]]]:
+    def step(self, state: list[State], x: Tensor) -> tuple[list[Activity], list[State]]:
         """One time step: ``x [B, *input_shape]``; every layer's activity ``[B, *output_shape]`` and the state after it."""
         activities, state = self.advance(state, x.unsqueeze(0))
         return [Activity(activity.spikes[0], activity.membrane[0]) for activity in activities], state
@@ -183,7 +212,14 @@ class Network(nn.Module):
 
 def network_from_config(config: dict[str, Any]) -> Network:
     """Inverse of :meth:`Network.config`; the tensors wait for the state dictionary."""
-    layers = [(synapse_from_config(layer["synapse"]), neuron_from_config(layer["neuron"])) for layer in config["layers"]]
+    layers = [
+        (
+            synapse_from_config(layer["synapse"]),
+            neuron_from_config(layer["neuron"]),
+            synapse_from_config(layer["recurrent"]) if "recurrent" in layer else None,
+        )
+        for layer in config["layers"]
+    ]
     network = Network(
         config["input_shape"], layers, config["outputs"], centred=config["centred"], regression=config["regression"]
     )

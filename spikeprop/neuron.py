@@ -15,7 +15,9 @@ used, so the arguments may be torch tensors or numpy arrays.
 from __future__ import annotations
 
 import math
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +25,27 @@ from torch import Tensor, nn
 from spikeprop.errors import InputError
 
 Reset = Literal["zero", "subtract", "none"]
-Array = TypeVar("Array")
 
 
-class NeuronState(NamedTuple, Generic[Array]):
-    """What a neuron carries from step to step: synaptic current I and membrane U after the reset, each ``[B, *features]``."""
+class NeuronState(NamedTuple):
+    """What a neuron carries from step to step: synaptic current I and membrane U after the reset, each ``[B, *features]``.
 
-    current: Array
-    membrane: Array
+    Torch tensors, or numpy arrays in the integer simulator.
+    """
+
+    current: Any
+    membrane: Any
+
+
+class RecurrentState(NamedTuple):
+    """The state of neurons that a recurrent synapse drives: as :class:`NeuronState`, and the spikes of the step before."""
+
+    current: Any
+    membrane: Any
+    spikes: Any
+
+
+State = NeuronState | RecurrentState
 
 
 class Activity(NamedTuple):
@@ -44,15 +59,23 @@ class Activity(NamedTuple):
 
 
 class Arithmetic(Protocol):
-    """How a number decays and what a full register does. See :data:`FLOAT` and ``backends.loihi.LOIHI``."""
+    """How a number decays, what a full register does, and what a spike is.
+
+    See :data:`FLOAT`, ``backends.loihi.LOIHI``, and the differentiable ones of :mod:`spikeprop.differentiable`.
+    """
 
     def decay(self, value: Any, keep: Any) -> Any: ...
     def current(self, value: Any) -> Any: ...
     def membrane(self, value: Any) -> Any: ...
+    def spike(self, membrane: Any, threshold: Any) -> Any:
+        """Which neurons spike, as booleans or as 0 and 1."""
+
+    def at_reset(self, spikes: Any) -> Any:
+        """The spikes as the reset sees them; a differentiable arithmetic may hide them from the gradient here."""
 
 
 class FloatArithmetic:
-    """Real numbers: decay multiplies, registers are unbounded."""
+    """Real numbers: decay multiplies, registers are unbounded, a spike is sent above the threshold."""
 
     def decay(self, value: Any, keep: Any) -> Any:
         return value * keep
@@ -63,12 +86,18 @@ class FloatArithmetic:
     def membrane(self, value: Any) -> Any:
         return value
 
+    def spike(self, membrane: Any, threshold: Any) -> Any:
+        return membrane > threshold
+
+    def at_reset(self, spikes: Any) -> Any:
+        return spikes
+
 
 FLOAT = FloatArithmetic()
 
 
 def advance(
-    state: NeuronState[Any],
+    state: State,
     drive: Any,
     *,
     alpha: Any,
@@ -77,20 +106,21 @@ def advance(
     threshold: Any,
     reset_mechanism: Reset = "zero",
     arithmetic: Arithmetic = FLOAT,
-) -> tuple[Any, Any, NeuronState[Any]]:
+) -> tuple[Any, Any, NeuronState]:
     """One time step of the equations above, elementwise over arrays of any shape.
 
-    Returns the boolean spikes, the membrane before the reset, and the state after it.
+    Returns the spikes (booleans, unless the arithmetic makes them numbers), the membrane before the reset, and the state after
+    it.
     """
     # Without synaptic memory the current is the drive itself; the product with zero would only cost time.
     no_memory = isinstance(alpha, float) and alpha == 0.0
     current = arithmetic.current(drive if no_memory else arithmetic.decay(state.current, alpha) + drive)
     membrane = arithmetic.membrane(arithmetic.decay(state.membrane, beta) + (current + bias))
-    spikes = membrane > threshold
+    spikes = arithmetic.spike(membrane, threshold)
     if reset_mechanism == "zero":
-        after = membrane * ~spikes
+        after = membrane - membrane * arithmetic.at_reset(spikes)
     elif reset_mechanism == "subtract":
-        after = membrane - threshold * spikes
+        after = membrane - threshold * arithmetic.at_reset(spikes)
     else:
         after = membrane
     return spikes, membrane, NeuronState(current, after)
@@ -102,6 +132,7 @@ class Neuron(nn.Module):
     Attributes:
         alpha, beta, threshold: a float for the whole layer or a tensor that broadcasts over its features.
         spiking: whether the activity is 0 or 1, so that firing rates and dead neurons are defined.
+        arithmetic: how a step is computed unless the caller says otherwise.
     """
 
     alpha: float | Tensor
@@ -111,24 +142,44 @@ class Neuron(nn.Module):
     reset_mechanism: Reset
     spiking: bool
 
-    def initial_state(self, drive: Tensor) -> NeuronState[Tensor]:
+    @property
+    def arithmetic(self) -> Arithmetic:
+        return FLOAT
+
+    def initial_state(self, drive: Tensor) -> NeuronState:
         """The resting state, zero, for a drive of one step ``[B, *features]`` (shape, dtype and device are taken from it)."""
         rest = torch.zeros_like(drive, memory_format=torch.contiguous_format)
         return NeuronState(rest, rest)
 
     def step(
-        self, state: NeuronState[Tensor], drive: Tensor, bias: float | Tensor | None = None
-    ) -> tuple[Activity, NeuronState[Tensor]]:
-        """One time step: ``drive`` and the activity are ``[B, *features]``. ``bias`` replaces the neuron's own."""
+        self, state: State, drive: Any, bias: Any = None, arithmetic: Arithmetic | None = None
+    ) -> tuple[Activity, NeuronState]:
+        """One time step: ``drive`` and the activity are ``[B, *features]``.
+
+        ``bias`` and ``arithmetic`` replace the neuron's own.
+        """
         raise NotImplementedError
 
     def run(
-        self, state: NeuronState[Tensor], drive: Tensor, bias: float | Tensor | None = None
-    ) -> tuple[Activity, NeuronState[Tensor]]:
-        """A sequence: ``drive`` and the activity are ``[T, B, *features]``."""
+        self,
+        state: State,
+        drive: Tensor,
+        bias: float | Tensor | None = None,
+        arithmetic: Arithmetic | None = None,
+        recurrent: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Activity, State]:
+        """A sequence: ``drive`` and the activity are ``[T, B, *features]``.
+
+        ``recurrent`` maps the layer's own spikes to a drive that arrives one step later; it needs a :class:`RecurrentState`.
+        """
         steps = []
         for present in drive:
-            activity, state = self.step(state, present, bias)
+            if recurrent is None:
+                activity, state = self.step(state, present, bias, arithmetic)
+            else:
+                assert isinstance(state, RecurrentState)
+                activity, after = self.step(state, present + recurrent(state.spikes), bias, arithmetic)
+                state = RecurrentState(*after, activity.spikes)
             steps.append(activity)
         spikes, membrane = zip(*steps, strict=True)
         return Activity(torch.stack(spikes), torch.stack(membrane)), state
@@ -188,9 +239,9 @@ class LIF(Neuron):
         self.reset_mechanism = reset_mechanism
 
     def step(
-        self, state: NeuronState[Tensor], drive: Tensor, bias: float | Tensor | None = None
-    ) -> tuple[Activity, NeuronState[Tensor]]:
-        spikes, membrane, state = advance(
+        self, state: State, drive: Any, bias: Any = None, arithmetic: Arithmetic | None = None
+    ) -> tuple[Activity, NeuronState]:
+        spikes, membrane, after = advance(
             state,
             drive,
             alpha=self.alpha,
@@ -198,13 +249,14 @@ class LIF(Neuron):
             bias=self.bias if bias is None else bias,
             threshold=self.threshold,
             reset_mechanism=self.reset_mechanism,
+            arithmetic=self.arithmetic if arithmetic is None else arithmetic,
         )
-        return Activity(spikes.to(membrane.dtype), membrane), state
+        return Activity(spikes.to(membrane.dtype) if isinstance(spikes, Tensor) else spikes, membrane), after
 
     def config(self) -> dict[str, Any]:
         numbers = {name: getattr(self, name) for name in ("beta", "threshold", "alpha", "bias")}
         return {
-            "type": "LIF",
+            "type": type(self).__name__,
             **{name: list(value.shape) if isinstance(value, Tensor) else value for name, value in numbers.items()},
             "reset_mechanism": self.reset_mechanism,
         }
@@ -224,6 +276,104 @@ def Binary(threshold: float | Tensor = 1.0) -> LIF:
     return LIF(0.0, threshold, reset_mechanism="none")
 
 
+@dataclass(frozen=True)
+class _Competition(FloatArithmetic):
+    """Of the neurons above their threshold, those with the highest membranes above it spike."""
+
+    winners: int
+
+    def spike(self, membrane: Any, threshold: Any) -> Any:
+        above = membrane - threshold
+        best = above.topk(min(self.winners, above.shape[1]), dim=1).indices
+        return torch.zeros_like(above, dtype=torch.bool).scatter(1, best, True) & (above > 0)
+
+
+class WinnerTakeAll(LIF):
+    """LIF neurons that compete: at each step at most ``winners`` of them spike, those highest above their thresholds.
+
+    In a layer of pictures ``[C, H, W]`` the channels compete at each position, otherwise all neurons of the layer. The losers
+    keep their membranes. A local circuit of lateral inhibition in the limit of strong and instant inhibition (Maass 2000).
+
+    Args:
+        winners: the largest number of spikes per step (and position), at least 1.
+        Others as for :class:`LIF`.
+    """
+
+    def __init__(
+        self,
+        beta: float | Tensor = 0.9,
+        threshold: float | Tensor = 1.0,
+        *,
+        winners: int = 1,
+        alpha: float | Tensor = 0.0,
+        bias: float | Tensor = 0.0,
+        reset_mechanism: Reset = "zero",
+    ) -> None:
+        super().__init__(beta, threshold, alpha=alpha, bias=bias, reset_mechanism=reset_mechanism)
+        if winners < 1:
+            raise InputError(f"WinnerTakeAll: winners = {winners} must be at least 1")
+        self.winners = winners
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        return _Competition(self.winners)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "winners": self.winners}
+
+
+class Bernoulli(LIF):
+    """LIF neurons with escape noise: a spike is sent with probability sigmoid(slope (U - threshold) / threshold).
+
+    The random numbers belong to the network and are saved with it: the n-th step that these neurons ever make draws from a
+    generator seeded with (seed, n), so a training that is resumed, or repeated from the same start, sees the same spikes.
+
+    Args:
+        slope: steepness; infinity would be :class:`LIF`. Above 0.
+        seed: of the random numbers.
+        Others as for :class:`LIF`.
+    """
+
+    draws: Tensor
+
+    def __init__(
+        self,
+        beta: float | Tensor = 0.9,
+        threshold: float | Tensor = 1.0,
+        *,
+        slope: float = 5.0,
+        seed: int = 0,
+        alpha: float | Tensor = 0.0,
+        bias: float | Tensor = 0.0,
+        reset_mechanism: Reset = "zero",
+    ) -> None:
+        super().__init__(beta, threshold, alpha=alpha, bias=bias, reset_mechanism=reset_mechanism)
+        self._parameter("slope", slope, 1e-12, 1e12, "the probability of a spike must rise with the membrane")
+        self.slope, self.seed = slope, seed
+        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        return _Escape(self)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "slope": self.slope, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class _Escape(FloatArithmetic):
+    """Spikes by chance, drawn from the neurons' own random numbers."""
+
+    neuron: Bernoulli
+
+    def spike(self, membrane: Any, threshold: Any) -> Any:
+        number = int(self.neuron.draws)
+        self.neuron.draws += 1
+        generator = torch.Generator(membrane.device).manual_seed((self.neuron.seed * 0x9E3779B97F4A7C15 + number) % 2**63)
+        probability = torch.sigmoid(self.neuron.slope * (membrane / threshold - 1.0))
+        return torch.rand(membrane.shape, generator=generator, dtype=membrane.dtype, device=membrane.device) < probability
+
+
 class Rate(Neuron):
     """A continuous unit without memory: activity max(0, drive + bias). Its "membrane" is the argument of the rectifier."""
 
@@ -238,10 +388,10 @@ class Rate(Neuron):
         self._parameter("bias", bias, -1e12, 1e12, "a bias must be finite")
 
     def step(
-        self, state: NeuronState[Tensor], drive: Tensor, bias: float | Tensor | None = None
-    ) -> tuple[Activity, NeuronState[Tensor]]:
+        self, state: State, drive: Any, bias: Any = None, arithmetic: Arithmetic | None = None
+    ) -> tuple[Activity, NeuronState]:
         membrane = drive + (self.bias if bias is None else bias)
-        return Activity(membrane.relu(), membrane), state
+        return Activity(membrane.relu(), membrane), NeuronState(state.current, state.membrane)
 
     def config(self) -> dict[str, Any]:
         return {"type": "Rate", "bias": list(self.bias.shape) if isinstance(self.bias, Tensor) else self.bias}
@@ -250,7 +400,7 @@ class Rate(Neuron):
 def neuron_from_config(config: dict[str, Any]) -> Neuron:
     """Inverse of :meth:`Neuron.config`; per-neuron tensors come back as ones and wait for the state dictionary."""
     arguments = {key: torch.full(value, 0.5) if isinstance(value, list) else value for key, value in config.items()}
-    kinds: dict[str, type[Neuron]] = {"LIF": LIF, "Rate": Rate}
+    kinds: dict[str, type[Neuron]] = {kind.__name__: kind for kind in (LIF, WinnerTakeAll, Bernoulli, Rate)}
     return kinds[str(arguments.pop("type"))](**arguments)
 
 

@@ -33,7 +33,7 @@ def class_responses(network: Network, num_steps: int) -> Tensor:
     state = network.initial_state(network.outputs)
     for index, layer in enumerate(network.layers):
         drive = layer.drive(drive) if index > 0 else drive
-        drive = layer.neuron.run(state[index], drive, network.fold_bias(index))[0].spikes
+        drive = layer.run(state[index], drive, network.fold_bias(index))[0].spikes
     return drive.mean(0).flatten(1)
 
 

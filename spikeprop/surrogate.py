@@ -87,6 +87,20 @@ class FastSigmoid(LearnOn):
 
 
 @dataclass(frozen=True)
+class Hard(LearnOn):
+    """phi = S, with a derivative of 1 where the neuron spiked and 0 elsewhere: no smooth surrogate, so a silent neuron is
+    blind.
+
+    For :class:`spikeprop.BPTT`, to show the dead-neuron problem in its pure form. (The literal derivative of a step is 0 almost
+    everywhere and would move no hidden weight at all.)
+    """
+
+    def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
+        spikes = (membrane > threshold).to(membrane.dtype)
+        return spikes, spikes
+
+
+@dataclass(frozen=True)
 class ReLU(LearnOn):
     """phi = max(0, U): the activity of a rate layer, whose true derivative this is. For :class:`spikeprop.Rate` neurons."""
 

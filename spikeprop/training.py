@@ -91,6 +91,7 @@ def fit(
     encoder = default_encoder(data.temporal) if encoder is None else encoder
     check_training(network, data, epochs, encoder, noise)
     batch_size = default_batch_size(len(inputs)) if batch_size is None else batch_size
+    rule.check(network, batch_size)
     num_steps = num_steps or data.num_steps
     if num_steps is None:
         raise InputError(f"fit: num_steps is missing: the data set {data.name} has no time axis of its own")

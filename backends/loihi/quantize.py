@@ -171,6 +171,11 @@ def _read(network: Any, index: int, target: Target) -> _Layer:
     neuron = layer.neuron
     if type(neuron).__name__ != "LIF":
         raise UnsupportedError(f"{where}: {type(neuron).__name__} neurons do not spike as Loihi's do; train with LIF neurons")
+    if layer.recurrent is not None:
+        raise UnsupportedError(
+            f"{where}: recurrent synapses are not exported (Lava would delay them by a second step, beside the layer's own); "
+            "build the network with recurrent=False"
+        )
     if neuron.reset_mechanism != "zero":
         raise UnsupportedError(
             f"{where}: reset_mechanism '{neuron.reset_mechanism}' does not exist on Loihi, which resets to zero; "

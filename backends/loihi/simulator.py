@@ -62,6 +62,12 @@ class LoihiArithmetic:
         """Saturates at +-(2^23 - 1)."""
         return np.clip(value, 1 - REGISTER_LIMIT, REGISTER_LIMIT - 1)
 
+    def spike(self, membrane: Any, threshold: Any) -> Any:
+        return membrane > threshold
+
+    def at_reset(self, spikes: Any) -> Any:
+        return spikes
+
 
 LOIHI = LoihiArithmetic()
 
@@ -81,7 +87,7 @@ class Simulation:
     spikes: list[NDArray[np.int8]]
     membranes: list[Integers]
     currents: list[Integers]
-    state: list[NeuronState[Integers]]
+    state: list[NeuronState]
 
     @property
     def membranes_after_reset(self) -> list[Integers]:
@@ -153,7 +159,7 @@ Engine = Literal["auto", "reference"]
 def simulate(
     network: LoihiNetwork,
     messages: Any,
-    state: Sequence[NeuronState[Integers]] | None = None,
+    state: Sequence[NeuronState] | None = None,
     *,
     record: Record = "spikes",
     engine: Engine = "auto",
@@ -182,14 +188,12 @@ class Simulator:
         limits = [network.message_limit] + [1] * (len(network.layers) - 1)
         self.layers = [_Prepared(layer, limit, compiled) for layer, limit in zip(network.layers, limits, strict=True)]
 
-    def initial_state(self, batch: int) -> list[NeuronState[Integers]]:
+    def initial_state(self, batch: int) -> list[NeuronState]:
         """Every layer at rest, for ``batch`` samples."""
         shapes = [(batch, layer.outputs) for layer in self.network.layers]
         return [NeuronState(np.zeros(shape, np.int32), np.zeros(shape, np.int32)) for shape in shapes]
 
-    def run(
-        self, messages: Any, state: Sequence[NeuronState[Integers]] | None = None, *, record: Record = "spikes"
-    ) -> Simulation:
+    def run(self, messages: Any, state: Sequence[NeuronState] | None = None, *, record: Record = "spikes") -> Simulation:
         """Run the integers ``messages [T, B, features]``. A layer sees the spikes of the one before in the same step.
 
         state: where to start, from a former result; by default at rest.
@@ -234,7 +238,7 @@ class Simulator:
             arriving = spikes
 
 
-def _carried(state: Sequence[NeuronState[Integers]], batch: int, widths: list[int]) -> list[NeuronState[Integers]]:
+def _carried(state: Sequence[NeuronState], batch: int, widths: list[int]) -> list[NeuronState]:
     """A copy of a former state. Raises InputError unless it is one of this network and batch: kernels check no bounds."""
     states = [NeuronState(*(np.asarray(register) for register in carried)) for carried in state]
     wanted = [(batch, n) for n in widths for _ in NeuronState._fields]
@@ -302,7 +306,7 @@ class _Prepared:
     def neurons(
         self,
         sums: Integers,
-        state: NeuronState[Integers],
+        state: NeuronState,
         counts: Integers,
         spikes: NDArray[np.int8],
         recorded: Sequence[Integers],

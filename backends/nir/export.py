@@ -61,8 +61,10 @@ def write(network: Network, path: str | os.PathLike[str], dt: float = 1e-3, read
 def _export_layer(network: Network, index: int, dt: float) -> dict[str, Any]:
     layer, where = network.layers[index], f"layer {index + 1}"
     neuron = layer.neuron
-    if not isinstance(neuron, LIF):
-        raise UnsupportedError(f"{where}: {type(neuron).__name__} neurons do not spike and NIR has none; use LIF neurons")
+    if type(neuron) is not LIF:
+        raise UnsupportedError(f"{where}: NIR has no {type(neuron).__name__} neurons; use LIF neurons")
+    if layer.recurrent is not None:
+        raise UnsupportedError(f"{where}: recurrent synapses are not written to NIR; build the network with recurrent=False")
     if neuron.reset_mechanism != "zero":
         raise UnsupportedError(
             f"{where}: reset_mechanism '{neuron.reset_mechanism}' cannot be written, NIR's neurons reset to v_reset; "

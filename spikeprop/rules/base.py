@@ -9,15 +9,18 @@ for inputs, labels in sequences:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch._dynamo  # torch.optim would import it inside the first training step
 from torch import Tensor
 
 from spikeprop.errors import InputError, UnsupportedError
+from spikeprop.homeostasis import Homeostasis
 from spikeprop.network import Network
 
+Kind = Literal["conv", "recurrent", "regression", "rate", "spiking", "synaptic current"]
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
 
@@ -33,8 +36,79 @@ class Answer(NamedTuple):
     activity: list[Tensor]
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a rule asks of a machine, and what it can do; the tables of the documentation are made from these.
+
+    Args:
+        paper: where the rule comes from.
+        backward: what travels backwards: "nothing", "one layer" (targets or errors step down a layer at a time through weights
+            of their own or others'), "layers", "time", or "layers and time".
+        time, memory: orders of one update, beyond the forward pass and the weights. B rows, k steps of a window, n neurons of
+            all layers, w weights of all layers.
+        extra_weights: weights besides the network's, "none" or what they are.
+        symmetric_weights: whether an error passes through the transpose of a forward weight of another layer.
+        stored_history: whether activity of past steps of a window must be kept until the update.
+        global_error: whether hidden layers need an error computed at the network's output.
+        autograd: whether the implementation records an autograd graph.
+        refuses: kinds of network that it cannot train.
+        smallest_batch: rows per update that it needs at least.
+    """
+
+    paper: str
+    backward: str
+    time: str
+    memory: str
+    extra_weights: str = "none"
+    symmetric_weights: bool = False
+    stored_history: bool = False
+    global_error: bool = False
+    autograd: bool = False
+    refuses: tuple[Kind, ...] = ()
+    smallest_batch: int = 1
+
+
 class Rule:
-    """A learning rule. Subclasses implement the first three methods; see :mod:`spikeprop.rules.sigprop` for one."""
+    """A learning rule. Subclasses set ``facts`` and implement ``initial_state``, ``begin`` and ``learn``.
+
+    See :mod:`spikeprop.rules.sigprop` for one, and :mod:`spikeprop.rules.windowed` for a base that does most of the work.
+    """
+
+    facts: ClassVar[Facts]
+
+    def check(self, network: Network, batch_size: int | None = None) -> None:
+        """Raise UnsupportedError for a network, or InputError for a batch, that this rule cannot learn from."""
+        name = type(self).__name__
+        for number, layer in enumerate(network.layers, 1):
+            kinds = [type(part).__name__ for part in getattr(layer.synapse, "parts", [layer.synapse])]
+            found: dict[Kind, tuple[bool, str]] = {
+                "conv": ("Conv2d" in kinds, "convolutional; use dense layers (models.mlp)"),
+                "recurrent": (layer.recurrent is not None, "recurrent; build the network with recurrent=False"),
+                "rate": (not layer.neuron.spiking, "made of rate neurons; use LIF neurons"),
+                "spiking": (layer.neuron.spiking, "made of spiking neurons; use Rate neurons"),
+                "synaptic current": (bool(torch.as_tensor(layer.neuron.alpha).any()), "with synaptic currents; use alpha = 0"),
+            }
+            for kind in self.facts.refuses:
+                if kind in found and found[kind][0]:
+                    raise UnsupportedError(
+                        f"{name} cannot train layer {number}, which is {found[kind][1]}, or choose another rule"
+                    )
+        if network.regression and "regression" in self.facts.refuses:
+            raise UnsupportedError(f"{name} learns classes, and this network was built for real outputs; choose another rule")
+        if batch_size is not None and batch_size < self.facts.smallest_batch:
+            raise InputError(
+                f"{name} compares rows: a batch of {batch_size} is too small, use at least {self.facts.smallest_batch}"
+            )
+
+    def memory(self, network: Network, batch_size: int, num_steps: int) -> int:
+        """Bytes that training holds at its peak beyond the interpreter, an estimate from above.
+
+        Weights, gradients, two moments of the optimiser, and a window of activity (rules override what they hold besides).
+        """
+        weights = sum(parameter.numel() for parameter in network.parameters())
+        neurons = sum(layer.rate.numel() for layer in network.layers)
+        inputs = network.input_mean.numel()
+        return network.readout.weight.element_size() * (5 * weights + batch_size * num_steps * (10 * neurons + 2 * inputs))
 
     def initial_state(self, network: Network, *, generator: torch.Generator | None = None) -> Any:
         """Everything the rule changes besides the network. May attach what the rule needs to the network (target synapses)."""
@@ -57,6 +131,34 @@ class Rule:
 
     def restore(self, state: Any, tensors: dict[str, Tensor]) -> None:
         """Put back what :meth:`tensors` gave."""
+
+
+def learned_by(network: Network) -> list[Tensor]:
+    """The network's own tensors that training changes: every layer's weights and bias, then the readout's."""
+    return [*(tensor for layer in network.layers for tensor in layer.weights()), *network.readout.parameters()]
+
+
+def layer_gradients(network: Network, index: int, at_weights: list[Tensor], at_bias: Tensor) -> list[Tensor]:
+    """What an :class:`~spikeprop.traces.Eligibility` collected as gradients of ``layer.weights()``.
+
+    The first gets what reaches it through the centring, which makes the bias on the membrane depend on the weights.
+    """
+    layer, mean = network.layers[index], network.centre(index)
+    gradients = list(at_weights)
+    if layer.synapse.weight is None:
+        gradients.pop(0)
+    elif mean is not None:
+        through = (at_bias / (1.0 - layer.neuron.alpha)).unsqueeze(0)
+        gradients[0] = gradients[0] - layer.synapse.weight_gradient(through, mean.unsqueeze(0))
+    return [*gradients, at_bias.sum_to_size(layer.bias.shape)]
+
+
+def follow_rates(network: Network, activity: list[Tensor], batch: int, homeostasis: Homeostasis | None) -> None:
+    """Move every layer's running rate towards its mean activity ``[*output_shape]``, then hold the rates in their band."""
+    for layer, mean in zip(network.layers, activity, strict=True):
+        Homeostasis.follow(layer, mean, batch)
+        if homeostasis is not None:
+            homeostasis.regulate(layer, batch)
 
 
 def make_optimizer(factory: OptimizerFactory, parameters: list[Tensor]) -> torch.optim.Optimizer:

@@ -23,9 +23,20 @@ from torch import Tensor
 from spikeprop.errors import InputError
 from spikeprop.homeostasis import Homeostasis
 from spikeprop.losses import LocalLoss, SimilarityCrossEntropy
-from spikeprop.network import Network
-from spikeprop.neuron import NeuronState
-from spikeprop.rules.base import Answer, OptimizerFactory, Rule, check_labels, descend, make_optimizer
+from spikeprop.network import Network, spikes_before
+from spikeprop.neuron import State
+from spikeprop.rules.base import (
+    Answer,
+    Facts,
+    OptimizerFactory,
+    Rule,
+    check_labels,
+    descend,
+    follow_rates,
+    layer_gradients,
+    learned_by,
+    make_optimizer,
+)
 from spikeprop.signals import FixedProjection, LearnedProjection
 from spikeprop.surrogate import LearnOn, Membrane
 from spikeprop.traces import Eligibility, Source, eligibility
@@ -35,7 +46,7 @@ from spikeprop.traces import Eligibility, Source, eligibility
 class Stream:
     """A sequence in progress: where its neurons, traces and counts stand."""
 
-    neurons: list[NeuronState[Tensor]]  # per layer, B + C rows
+    neurons: list[State]  # per layer, B + C rows
     eligibilities: list[Eligibility]
     count: Tensor  # activity of the last layer since the sequence began [B, *features]
     activity: list[Tensor]  # per layer, summed over the rows and steps since the last update
@@ -70,6 +81,14 @@ class SigProp(Rule):
         homeostasis: the band that holds every neuron's rate, or None.
     """
 
+    facts = Facts(
+        paper="Kohan, Rietman, Siegelmann 2022, arXiv 2204.01723",
+        backward="nothing",
+        time="O(B k w)",
+        memory="O(B n)",
+        extra_weights="target synapses into layer 1",
+    )
+
     learn_on: LearnOn = Membrane()
     loss: LocalLoss = SimilarityCrossEntropy()
     target: LearnedProjection | FixedProjection = LearnedProjection()
@@ -85,9 +104,7 @@ class SigProp(Rule):
             if self.homeostasis is not None:
                 self.homeostasis.prepare(layer)
         target = network.attach_target(scale=self.target.scale, learned=self.target.learned, generator=generator)
-        weights: list[Tensor] = [layer.synapse.weight for layer in network.layers if layer.synapse.weight is not None]
-        parameters = [*weights, *(layer.bias for layer in network.layers), *network.readout.parameters()]
-        parameters += [target.weight] if target.learned else []
+        parameters = learned_by(network) + ([target.weight] if target.learned else [])
         return SigPropState(make_optimizer(self.optimizer, parameters), parameters, [None] * len(network.layers))
 
     def begin(self, state: SigPropState) -> SigPropState:
@@ -131,7 +148,7 @@ class SigProp(Rule):
                 self._update(network, state, stream, [delta.T @ rates.flatten(1) / len(delta), delta.mean(0)])
             start = stop
         with torch.inference_mode(False):  # what the caller keeps are ordinary tensors
-            stream.neurons = [NeuronState(*(part.clone() for part in neurons)) for neurons in stream.neurons]
+            stream.neurons = [type(neurons)(*(part.clone() for part in neurons)) for neurons in stream.neurons]
             activity = [torch.stack(parts).sum(0) / (inputs.shape[0] * inputs.shape[1]) for parts in zip(*seen, strict=True)]
             return Answer(outputs.clone(), torch.stack(losses).sum(0) / len(inputs), activity), state
 
@@ -150,7 +167,10 @@ class SigProp(Rule):
             if index == 0:
                 context = network.attach_target()(targets).expand(steps, -1, *layer.output_shape)
                 drive, sources = torch.cat([drive, context], 1), [x, targets.expand(steps, *targets.shape)]
-            (spikes, membrane), stream.neurons[index] = layer.neuron.run(stream.neurons[index], drive, network.fold_bias(index))
+            before = stream.neurons[index]
+            (spikes, membrane), stream.neurons[index] = layer.run(before, drive, network.fold_bias(index))
+            if layer.recurrent is not None:
+                sources.append(spikes_before(before, spikes))
 
             phi, slope = self.learn_on(membrane, layer.neuron.threshold)
             phi = phi.flatten(2)
@@ -177,31 +197,26 @@ class SigProp(Rule):
             sources = [Source(layer.synapse, slice(None))]
             if index == 0:
                 sources = [Source(layer.synapse, slice(0, batch)), Source(target, slice(batch, None))]
+            if layer.recurrent is not None:
+                sources.append(Source(layer.recurrent, slice(None)))
             eligibilities.append(eligibility(layer, sources, exact=self.trace == "exact"))
         silence = [torch.zeros_like(layer.rate) for layer in network.layers]
         return Stream(neurons, eligibilities, neurons[-1].membrane[:batch], silence, [part.flatten() for part in silence])
 
     def _update(self, network: Network, state: SigPropState, stream: Stream, readout: list[Tensor]) -> None:
         """One step of the optimiser, then homeostasis and the running means, all from this window alone."""
-        weights, biases, target = [], [], []
-        for index, layer in enumerate(network.layers):
-            gradients, at_bias = stream.eligibilities[index].collect()
-            if layer.synapse.weight is not None:
-                mean, weight = network.centre(index), gradients[0]
-                if mean is not None:  # the folded bias depends on the weights too
-                    through = (at_bias / (1.0 - layer.neuron.alpha)).unsqueeze(0)
-                    weight = weight - layer.synapse.weight_gradient(through, mean.unsqueeze(0))
-                weights.append(weight / stream.window)
-            biases.append(at_bias.sum_to_size(layer.bias.shape) / stream.window)
-            target += [gradients[1] / stream.window] if index == 0 and network.attach_target().learned else []
-        descend(state.optimizer, state.parameters, [*weights, *biases, *readout, *target])
+        gradients, target = [], []
+        for index in range(len(network.layers)):
+            collected, at_bias = stream.eligibilities[index].collect()
+            if index == 0:
+                at_target = collected.pop(1)
+                target = [at_target / stream.window] if network.attach_target().learned else []
+            gradients += layer_gradients(network, index, collected, at_bias)
+        descend(state.optimizer, state.parameters, [*(part / stream.window for part in gradients), *readout, *target])
 
-        batch = len(stream.count)
+        batch, samples = len(stream.count), stream.window * len(stream.count)
+        follow_rates(network, [activity / samples for activity in stream.activity], batch, self.homeostasis)
         for index, layer in enumerate(network.layers):
-            samples = stream.window * batch
-            Homeostasis.follow(layer, stream.activity[index] / samples, batch)
-            if self.homeostasis is not None:
-                self.homeostasis.regulate(layer, batch)
             before, mean = state.means[index], stream.phi[index] / samples
             state.means[index] = mean if before is None else before.lerp(mean, min(0.1, batch / 128))
             stream.activity[index], stream.phi[index] = torch.zeros_like(layer.rate), torch.zeros_like(mean)
