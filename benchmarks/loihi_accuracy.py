@@ -19,7 +19,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ import torch
 from common import RESULTS, commit, header, read_json, write_json
 
 import spikeprop as sp
+from spikeprop import catalogue
 from spikeprop.backends import loihi
 from spikeprop.backends.loihi import QuantizationAware
-from spikeprop.cli import RULES
 
 BATCH = 500
 KINDS = ("8 bits", "4 bits", "4 bits, trained on")
@@ -68,10 +67,9 @@ def run_cell(data: sp.data.Data, name: str, seed: int, settings: dict[str, Any])
     """Train, quantise, train on, and look at the test part after each."""
     limits = {name: settings[name] for name in ("num_steps", "batch_size")}
     network = accuracy.make_network(data, {**settings, "gain": None}, seed)
-    rule = replace(sp.SigProp(learn_on=RULES[name]), trace=accuracy.TRACES[settings["data"]])
+    rule: Any = catalogue.configure(name, {"trace": accuracy.TRACES[settings["data"]]})
     sp.fit(network, rule, data, epochs=settings["epochs"], seed=seed, **limits)
-    optimizer: Any = rule.optimizer
-    slower = replace(rule, optimizer=functools.partial(optimizer, lr=optimizer.keywords["lr"] / 4))
+    slower = catalogue.configure(name, {"trace": rule.trace, "learning_rate": rule.optimizer.keywords["lr"] / 4})
     with tempfile.TemporaryDirectory() as folder:
         sp.save(network, Path(folder) / "network.safetensors")
         tuned = sp.load(Path(folder) / "network.safetensors")
@@ -107,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=accuracy.BENCHMARKS, required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=["sigprop-surrogate", "sigprop-membrane"])
+    parser.add_argument("--rules", nargs="+", choices=catalogue.RULES, default=["sigprop-surrogate", "sigprop-membrane"])
     parser.add_argument("--epochs", type=int, help="instead of the benchmark's own")
     parser.add_argument("--data-root", type=Path, help=f"folder of the data files; else {sp.data.ROOT_VARIABLE} names it")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/loihi-accuracy-<data>.json")

@@ -12,6 +12,7 @@ the sequence at once and updates once, at its end.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -27,7 +28,7 @@ import torch
 from common import RESULTS, header, write_json
 
 import spikeprop as sp
-from spikeprop.cli import RULES
+from spikeprop.catalogue import RULES
 from spikeprop.models import mlp
 
 MIB = 2**20
@@ -63,7 +64,7 @@ def learn(settings: dict[str, Any], num_steps: int) -> None:
     neuron = sp.LIF(beta=0.9, threshold=1.0)
     network = mlp((settings["inputs"],), settings["hidden"], classes, neuron=neuron, seed=settings["seed"])
     streamed = settings["mode"] != "whole"
-    rule = sp.SigProp(learn_on=RULES[settings["rule"]], update_every=settings["update_every"] if streamed else None)
+    rule = dataclasses.replace(RULES[settings["rule"]], update_every=settings["update_every"] if streamed else None)
     state = rule.begin(rule.initial_state(network, generator=generator))
     intensity = torch.rand(batch, settings["inputs"], generator=generator)
     labels = torch.randint(classes, (batch,), generator=generator)

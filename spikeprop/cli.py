@@ -1,4 +1,4 @@
-"""The command ``spikeprop``: train, evaluate, diagnose, export, simulate, parity, demo.
+"""The command ``spikeprop``: train, compare, evaluate, diagnose, export, simulate, parity, demo.
 
 Each subcommand is one function from its arguments to an :class:`Outcome`: a text for people or, under ``--json``, one line with
 a JSON object on standard output. Everything else, progress above all, goes to standard error.
@@ -9,38 +9,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
 import json
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import spikeprop
+from spikeprop import catalogue, comparison, comparison_page, parity_page, report, runs
 from spikeprop import demo as demonstration
-from spikeprop import parity_page, report, runs
 from spikeprop.backends import loihi, netx, nir, parity
 from spikeprop.backends.lava.bundle import write_bundle
 from spikeprop.data import Data, Split
 from spikeprop.encoding import Encoder, default_encoder, from_config
 from spikeprop.errors import CheckpointError, InputError, SpikepropError
 from spikeprop.evaluation import Health, dead_neurons, evaluate
-from spikeprop.losses import SimilarityCrossEntropy
 from spikeprop.network import network_from_config
 from spikeprop.neuron import LIF
-from spikeprop.options import DEFAULT_STEPS, DEFAULTS, parser
+from spikeprop.options import COMPARED, DEFAULT_STEPS, DEFAULTS, parser
 from spikeprop.rules.base import Rule
-from spikeprop.rules.sigprop import SigProp
 from spikeprop.storage import read_tensors, save_network, write_text
-from spikeprop.surrogate import ATan, LearnOn, Membrane
 from spikeprop.training import CHECKPOINT, check_training, default_batch_size, fit
-
-RULES: dict[str, LearnOn] = {
-    "sigprop-surrogate": ATan(),
-    "sigprop-membrane": Membrane(),
-    "sigprop-raw-membrane": Membrane(clip=None),
-}
 
 
 class Outcome(NamedTuple):
@@ -55,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0; 2 after one line about bad input; 130 after Ctrl-C; other errors keep their traceback."""
     args = argparse.Namespace(json=False)
     try:
-        args = parser(COMMANDS, RULES).parse_args(argv)
+        args = parser(COMMANDS).parse_args(argv)
         with contextlib.redirect_stdout(sys.stderr):  # so that nothing but the outcome reaches standard output
             outcome: Outcome = args.command(args)
     except SpikepropError as error:
@@ -80,6 +71,7 @@ def train(args: argparse.Namespace) -> Outcome:
     network, rule, test = _network(config, data, args.resume, out), _rule(config), _split(data, "test")
     if not args.resume:  # whatever may be refused is refused before an earlier run is replaced
         check_training(network, data, config["epochs"], encoder, config["noise"])
+        rule.check(network, config["batch_size"])
         rule.initial_state(copy.deepcopy(network))
         untrained = runs.health_before_training(copy.deepcopy(network), data, test, **settings)
         config["health_before_training"] = untrained.to_dict()
@@ -113,6 +105,28 @@ def train(args: argparse.Namespace) -> Outcome:
         f"the run is in {out}; look closer with: spikeprop diagnose {_quoted(out)}"
     )
     return Outcome(text, result)
+
+
+def compare_rules(args: argparse.Namespace) -> Outcome:
+    """Train the same network by several rules, and say how they fare."""
+    report.require_matplotlib()
+    names = list(catalogue.RULES) if args.rules == "all" else list(dict.fromkeys(args.rules.split(",")))
+    for name in names:
+        catalogue.find(name)
+    given = {name: getattr(args, name) for name in COMPARED if getattr(args, name) is not None}
+    config = {**COMPARED, **given, "full_train": False}
+    if args.encoder is not None:
+        config["encoder"] = _encoder(args.encoder).config()
+    data = runs.load_data(config)
+    config = _suited(config, data)
+    _split(data, "validation"), _split(data, "test")
+    out = args.out or Path("runs") / f"compare-{config['data']}"
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    limits = {"jobs": args.jobs, "memory_limit": args.memory_limit}
+    found = comparison.compare(config, names, range(args.seeds), out, say=say, **limits)
+    write_text(out / "compare.csv", comparison_page.as_csv(found))
+    write_text(out / "compare.html", comparison_page.page(found))
+    return Outcome(f"{comparison_page.text(found)}\n\nsee {out / 'compare.html'}", found)
 
 
 def evaluate_run(args: argparse.Namespace) -> Outcome:
@@ -215,6 +229,7 @@ def demo(args: argparse.Namespace) -> Outcome:
 
 COMMANDS = {
     "train": train,
+    "compare": compare_rules,
     "evaluate": evaluate_run,
     "diagnose": diagnose,
     "export": export,
@@ -236,7 +251,7 @@ def _network(config: dict[str, Any], data: Data, resume: bool, out: Path) -> spi
     if config["start_from"] is not None:
         return runs.load_run(config["start_from"]).network
     neuron = LIF(config["beta"], config["threshold"])
-    return runs.build_model(config["model"], data, neuron=neuron, seed=config["seed"])
+    return runs.build_model(config["model"], data, neuron=neuron, recurrent=config["recurrent"], seed=config["seed"])
 
 
 def _configure(args: argparse.Namespace) -> tuple[dict[str, Any], Data]:
@@ -262,23 +277,29 @@ def _configure(args: argparse.Namespace) -> tuple[dict[str, Any], Data]:
     config = {**DEFAULTS, **given}
     if config["start_from"] is not None:
         config |= _inherit(given)
-    _rule(config)
+    config |= catalogue.settings_of(_rule(config, weight_bits=None))
     data = runs.load_data(config)
+    config = _suited(config, data)
+    config |= {"input_coding": runs.input_coding(from_config(config["encoder"]), data), "versions": runs.versions()}
+    return config, data
+
+
+def _suited(config: dict[str, Any], data: Data) -> dict[str, Any]:
+    """A configuration with encoder, T and batch size filled in from the data where they were left open."""
     encoder = from_config(config["encoder"]) if config["encoder"] else default_encoder(data.temporal)
     if encoder.temporal != data.temporal:
         has = "carry their own time, use events" if data.temporal else "have no time axis, use current, poisson or latency"
         raise InputError(f"the {encoder.name} encoder does not suit the data set {data.name}, whose inputs {has}")
-    config["num_steps"] = config["num_steps"] or data.num_steps or DEFAULT_STEPS
-    config["batch_size"] = config["batch_size"] or default_batch_size(len(data.train.labels))
-    config |= {"encoder": encoder.config(), "input_coding": runs.input_coding(encoder, data), "versions": runs.versions()}
-    return config, data
+    num_steps = config["num_steps"] or data.num_steps or DEFAULT_STEPS
+    batch_size = config["batch_size"] or default_batch_size(len(data.train.labels))
+    return {**config, "encoder": encoder.config(), "num_steps": num_steps, "batch_size": batch_size}
 
 
 def _inherit(given: dict[str, Any]) -> dict[str, Any]:
     """What a run that starts from another takes over: what the network is, and how its inputs are coded."""
     path = Path(given["start_from"])
     before = runs.load_run(path).config
-    taken_over = ("data", "data_root", "full_train", "encoder", "model", "beta", "threshold", "num_steps")
+    taken_over = ("data", "data_root", "full_train", "encoder", "model", "recurrent", "beta", "threshold", "num_steps")
     kept = {name: before[name] for name in taken_over}
     for name in ("model", "beta", "threshold"):
         if name in given and given[name] != kept[name]:
@@ -286,17 +307,9 @@ def _inherit(given: dict[str, Any]) -> dict[str, Any]:
     return {**kept, **{name: value for name, value in given.items() if name in kept}}
 
 
-def _rule(config: dict[str, Any]) -> Rule:
-    if config["rule"] not in RULES:
-        raise InputError(f"unknown rule {config['rule']!r}; known: {', '.join(RULES)}")
-    optimizer: Any = SigProp().optimizer
-    rule = SigProp(
-        learn_on=RULES[config["rule"]],
-        loss=SimilarityCrossEntropy(temperature=config["temperature"]),
-        trace=config["trace"],
-        update_every=config["update_every"],
-        optimizer=partial(optimizer, lr=config["learning_rate"]),
-    )
+def _rule(config: dict[str, Any], **changed: Any) -> Rule:
+    config = config | changed
+    rule = catalogue.configure(config["rule"], config)
     return rule if config["weight_bits"] is None else loihi.QuantizationAware(rule, config["weight_bits"])
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import spikeprop
+from spikeprop import catalogue
 from spikeprop.backends.parity import ENGINES as PARITY_ENGINES
 from spikeprop.data_files import READERS
+from spikeprop.differentiable import ResetGradient
 from spikeprop.encoding import ENCODERS
 from spikeprop.errors import InputError
 from spikeprop.neuron import LIF
-from spikeprop.rules.sigprop import SigProp
 from spikeprop.runs import ENGINES
 
 _NEURON: Any = LIF()
-_RULE: Any = SigProp()
 DEFAULTS: dict[str, Any] = {  # of a training; None: from the data
     "data": "digits",
     "data_root": None,
@@ -26,19 +26,26 @@ DEFAULTS: dict[str, Any] = {  # of a training; None: from the data
     "encoder": None,
     "num_steps": None,
     "model": "mlp:256,256",
+    "recurrent": False,
     "beta": _NEURON.beta,
     "threshold": _NEURON.threshold,
     "rule": "sigprop-membrane",
-    "learning_rate": _RULE.optimizer.keywords["lr"],
-    "temperature": _RULE.loss.temperature,
-    "trace": _RULE.trace,
+    **dict.fromkeys(catalogue.OPTIONS),  # the rule's own
     "noise": 0.0,
-    "update_every": None,
     "weight_bits": None,
     "start_from": None,
     "epochs": 20,
     "batch_size": None,
     "seed": 0,
+}
+COMPARED: dict[str, Any] = {  # of a comparison of rules
+    **{
+        name: DEFAULTS[name]
+        for name in ("data", "data_root", "encoder", "num_steps", "recurrent", "beta", "threshold", "batch_size")
+    },
+    "model": "mlp:32,32",
+    "epochs": 10,
+    "homeostasis": "own",
 }
 EXPORTS = {
     "loihi": "fixed point, an .npz of integers",
@@ -78,7 +85,7 @@ def _positive(text: str) -> float:
     return value
 
 
-def parser(commands: Mapping[str, Callable[..., Any]], rules: Iterable[str]) -> argparse.ArgumentParser:
+def parser(commands: Mapping[str, Callable[..., Any]]) -> argparse.ArgumentParser:
     """The whole command line; ``commands`` are the functions that its subcommands call."""
     whole = _Parser(
         prog="spikeprop",
@@ -103,12 +110,20 @@ def parser(commands: Mapping[str, Callable[..., Any]], rules: Iterable[str]) -> 
 
     made = command(
         "train",
-        "train a network, forward only, and keep everything in a run folder",
+        "train a network by any of the rules, and keep everything in a run folder",
         "--data digits --epochs 20 --out runs/digits",
         "--data mnist --data-root ~/data --model mlp:512,512 --rule sigprop-surrogate --epochs 6 --out runs/mnist",
         "--resume --out runs/mnist",
     )
-    _training(made, rules)
+    _training(made)
+
+    made = command(
+        "compare",
+        "train the same network by several rules on equal terms: accuracy, dead neurons, alignment, time, memory",
+        "--data digits --rules all --seeds 3",
+        "--rules sigprop-membrane,bptt,shallow --model mlp:64,64 --epochs 20 --json",
+    )
+    _comparison(made)
 
     made = command(
         "evaluate", "measure accuracy by every prediction option", "runs/digits", "runs/digits --split validation --json"
@@ -199,7 +214,33 @@ def _weight_bits(made: argparse.ArgumentParser) -> None:
     made.add_argument("--weight-bits", type=int, choices=bits, metavar="N", help=shown)
 
 
-def _training(made: argparse.ArgumentParser, rules: Iterable[str]) -> None:
+def _comparison(made: argparse.ArgumentParser) -> None:
+    def option(flag: str, text: str, **how: Any) -> None:
+        default = COMPARED[flag[2:].replace("-", "_")]
+        shown = "" if default is None or default is False else f" (default: {default})"
+        made.add_argument(flag, help=text + shown, **how)
+
+    names = f"all, or some of these with commas between: {', '.join(catalogue.RULES)} (default: all)"
+    made.add_argument("--rules", default="all", metavar="NAMES", help=names)
+    made.add_argument("--seeds", type=_count, default=3, metavar="N", help="runs of each rule, seeds 0 to N - 1 (default: 3)")
+    option("--data", f"the data set: {', '.join(READERS)}", metavar="NAME")
+    option("--data-root", "where its files are, or set SPIKEPROP_DATA; digits need none", metavar="FOLDER")
+    option("--model", "mlp:32,32 (neurons per layer) or conv:20,40-128 (channels, then dense)", metavar="MODEL")
+    option("--recurrent", "give every layer synapses from its own spikes, one step late", action="store_const", const=True)
+    option("--beta", "share of the membrane that a neuron keeps per step, 0 to 1", type=float, metavar="X")
+    option("--threshold", "membrane above which a neuron spikes", type=_positive, metavar="X")
+    option("--encoder", f"{', '.join(ENCODERS)}; with settings: poisson:rate=0.5 (default: from the data)", metavar="NAME")
+    option("--num-steps", f"time steps per sample, T (default: the data's own, or {DEFAULT_STEPS})", type=_count, metavar="T")
+    option("--epochs", "passes over the training data", type=_count, metavar="N")
+    option("--batch-size", "samples per update (default: 128, fewer for small data)", type=_count, metavar="N")
+    option("--homeostasis", "own: on for SigProp, off for the others; or the same for all", choices=("own", "on", "off"))
+    made.add_argument("--jobs", type=_count, default=2, metavar="N", help="processes at a time, one thread each (default: 2)")
+    limit = "leave out a rule that is estimated to need more (default: 4096)"
+    made.add_argument("--memory-limit", type=_positive, default=4096.0, metavar="MIB", help=limit)
+    made.add_argument("--out", type=Path, metavar="FOLDER", help="for compare.json, .csv, .html (default: runs/compare-DATA)")
+
+
+def _training(made: argparse.ArgumentParser) -> None:
     def option(flag: str, text: str, **how: Any) -> None:
         default = DEFAULTS[flag[2:].replace("-", "_")]
         shown = "" if default is None or default is False else f" (default: {default})"
@@ -209,16 +250,23 @@ def _training(made: argparse.ArgumentParser, rules: Iterable[str]) -> None:
     option("--data-root", "where its files are, or set SPIKEPROP_DATA; digits need none", metavar="FOLDER")
     option("--full-train", "train on the validation part, too", action="store_const", const=True)
     option("--model", "mlp:256,256 (neurons per layer) or conv:20,40-128 (channels, then dense)", metavar="MODEL")
+    option("--recurrent", "give every layer synapses from its own spikes, one step late", action="store_const", const=True)
     option("--beta", "share of the membrane that a neuron keeps per step, 0 to 1", type=float, metavar="X")
     option("--threshold", "membrane above which a neuron spikes", type=_positive, metavar="X")
-    option("--rule", f"how to learn: {', '.join(rules)}", metavar="NAME")
+    option("--rule", f"how to learn: {', '.join(catalogue.RULES)}", metavar="NAME")
     option("--encoder", f"{', '.join(ENCODERS)}; with settings: poisson:rate=0.5 (default: from the data)", metavar="NAME")
     option("--num-steps", f"time steps per sample, T (default: the data's own, or {DEFAULT_STEPS})", type=_count, metavar="T")
     option("--epochs", "passes over the training data", type=_count, metavar="N")
     option("--batch-size", "samples per update (default: 128, fewer for small data)", type=_count, metavar="N")
-    option("--learning-rate", "of the Adam optimiser, at the start", type=_positive, metavar="X")
-    option("--temperature", "of the local loss: smaller is sharper", type=_positive, metavar="X")
-    option("--trace", "shared (one per input, online) or exact (a spike wipes its neuron's)", choices=("shared", "exact"))
+    option("--learning-rate", "of the Adam optimiser, at the start (default: the rule's own)", type=_positive, metavar="X")
+    option("--temperature", "of SigProp's local loss: smaller is sharper (default: 0.07)", type=_positive, metavar="X")
+    traces = "shared (one per input, online) or exact (a spike wipes its neuron's) (default: the rule's own)"
+    option("--trace", traces, choices=("shared", "exact"))
+    option("--homeostasis", "hold every neuron's rate in a band (default: on for SigProp)", choices=("on", "off"))
+    option("--truncate", "BPTT: cut the graph, and update, every K time steps (default: never)", type=_count, metavar="K")
+    resets = "BPTT, forward-mode: whether a gradient flows through the reset (default: detached)"
+    option("--reset-gradient", resets, choices=get_args(ResetGradient))
+    option("--broadcast", "e-prop: the error's weights (default: symmetric)", choices=("symmetric", "random"))
     option("--noise", "standard deviation of noise on the training inputs, for small data", type=_positive, metavar="X")
     option("--update-every", "time steps between weight updates (default: once per sample)", type=_count, metavar="K")
     bits = range(2, 9)

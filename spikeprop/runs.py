@@ -48,6 +48,11 @@ ADDED = {  # what later versions added to a configuration, as earlier ones had i
     "trace": "shared",
     "noise": 0.0,
     "update_every": None,
+    "recurrent": False,
+    "truncate": None,
+    "broadcast": None,
+    "reset_gradient": None,
+    "homeostasis": "on",
     "weight_bits": None,
     "start_from": None,
     "health_before_training": None,
@@ -167,7 +172,7 @@ def clear(path: Path) -> None:
         (path / name).unlink(missing_ok=True)
 
 
-def build_model(text: str, data: Data, *, neuron: LIF, seed: int) -> Network:
+def build_model(text: str, data: Data, *, neuron: LIF, seed: int, recurrent: bool = False) -> Network:
     """A network from ``mlp:256,256`` (neurons per layer) or ``conv:20,40-128`` (channels, then neurons per dense layer)."""
     kind, _, sizes = text.partition(":")
     parts = [part.split(",") for part in sizes.split("-")]
@@ -179,7 +184,10 @@ def build_model(text: str, data: Data, *, neuron: LIF, seed: int) -> Network:
         )
     widths = [[int(size) for size in part] for part in parts]
     if kind == "mlp":
-        return mlp(data.input_shape, widths[0], data.num_classes, neuron=neuron, regression=data.regression, seed=seed)
+        kinds = {"regression": data.regression, "recurrent": recurrent}
+        return mlp(data.input_shape, widths[0], data.num_classes, neuron=neuron, seed=seed, **kinds)
+    if recurrent:
+        raise InputError(f"model {text!r} cannot be recurrent; use mlp:256,256 with --recurrent")
     if len(data.input_shape) != 3:
         raise InputError(f"model {text!r} needs pictures (C, H, W), the data set {data.name} has inputs of {data.input_shape}")
     hidden = widths[1] if len(widths) == 2 else []

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +63,7 @@ def fit(
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = True,
+    observe: Callable[[Network, Any], dict[str, Any]] | None = None,
 ) -> History:
     """Train a network in place.
 
@@ -80,6 +81,8 @@ def fit(
             data fed as a current. Evaluation never has it.
         folder: where a checkpoint is written after every epoch (atomically: a kill leaves the last good one).
         resume: continue from the folder's checkpoint, to the same weights, bit for bit, as if it had not been interrupted.
+        observe: called with the network and the rule's state after every epoch; what it returns joins the epoch's figures. It
+            must change neither.
         progress: a bar with loss, accuracy, dead share and rate; one line per epoch where the output is not a terminal.
 
     Raises:
@@ -147,6 +150,7 @@ def fit(
                 found = evaluate(network, data.validation, num_steps, encoder=encoder, seed=seed)
                 entry["validation_accuracy"] = found.accuracy.get("readout")
                 entry["validation_error"] = found.error
+            entry |= {} if observe is None else observe(network, state)
             history.epochs.append(entry)
             if path is not None:
                 _save(path, settings, network, rule, state, generator, history)

@@ -104,6 +104,12 @@ class QuantizationAware(Rule):
         inner.optimizer.register_step_post_hook(after)
         return QuantizationAwareState(inner, weights)
 
+    def check(self, network: Network, batch_size: int | None = None) -> None:
+        self.rule.check(network, batch_size)
+
+    def memory(self, network: Network, batch_size: int, num_steps: int) -> int:
+        return self.rule.memory(network, batch_size, num_steps)
+
     def begin(self, state: QuantizationAwareState) -> QuantizationAwareState:
         return QuantizationAwareState(self.rule.begin(state.inner), state.weights)
 
