@@ -1,0 +1,261 @@
+"""What every learning rule must do, one line per rule in :data:`FLOORS`; what a rule's facts claim is held against what it does."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from oracle import random_batch, random_network, raw_update
+
+import spikeprop as sp
+from spikeprop.catalogue import RULES
+from spikeprop.errors import InputError, UnsupportedError
+from spikeprop.models import mlp
+from spikeprop.rules.base import learned_by
+
+# Validation accuracy on digits (mlp:32,32, T = 8, EPOCHS epochs, Adam 1e-2) that the rule must exceed: about .03 below what it
+# reached. "shallow" is the floor of the others.
+EPOCHS = 4
+FLOORS = {
+    "bptt": 0.90,
+    "bptt-hard": 0.70,
+    "shallow": 0.50,
+    "sigprop-surrogate": 0.88,
+    "sigprop-membrane": 0.88,
+    "sigprop-raw-membrane": 0.75,
+    "sigprop-hebbian": 0.70,
+    "direct-feedback-alignment": 0.88,
+}
+NAMES = list(FLOORS)
+every_rule = pytest.mark.parametrize("name", NAMES)
+
+
+def refuses(name: str, kind: str) -> bool:
+    return kind in RULES[name].facts.refuses
+
+
+def network_for(name: str):
+    """A small network that the rule takes."""
+    return random_network(alpha=0.0, recurrent=False)
+
+
+def learn(rule, network, inputs, labels, *, seed=0, updates=1):
+    state = rule.initial_state(network, generator=torch.Generator().manual_seed(seed))
+    for _ in range(updates):
+        answer, state = rule.learn(network, rule.begin(state), inputs, labels)
+    return answer, state
+
+
+def test_the_table_is_whole():
+    assert set(FLOORS) == set(RULES)
+
+
+@every_rule
+def test_deterministic_under_a_seed(name):
+    network = network_for(name)
+    inputs, labels = random_batch(network)
+    twins = [copy.deepcopy(network) for _ in range(2)]
+    for twin in twins:
+        learn(RULES[name], twin, inputs, labels, updates=3)
+    first, second = (twin.state_dict() for twin in twins)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], value) for key, value in network.state_dict().items() if key in first)
+
+
+@every_rule
+@pytest.mark.parametrize("what", ["silence", "saturation", "noise"])
+def test_finite_whatever_the_input(name, what):
+    network = network_for(name)
+    inputs, labels = random_batch(network)
+    inputs = {"silence": torch.zeros_like(inputs), "saturation": inputs * 1000.0, "noise": inputs}[what]
+    answer, _ = learn(RULES[name], network, inputs, labels, updates=10)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in [*network.state_dict().values(), answer.outputs, answer.loss])
+
+
+@every_rule
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_answer_is_that_of_the_network_over_all_steps_given(name, steps):
+    network = network_for(name)
+    inputs, labels = random_batch(network, steps=steps)
+    activity = [layer.spikes for layer in network.run(inputs)]
+    expected = network.readout(activity[-1].mean(0))
+    answer, _ = learn(RULES[name], network, inputs, labels)
+    torch.testing.assert_close(answer.outputs, expected)
+    for found, spikes in zip(answer.activity, activity, strict=True):
+        torch.testing.assert_close(found, spikes.mean((0, 1)))
+    assert answer.loss.shape == (2,)
+
+
+@every_rule
+def test_a_stream_carries_its_state_and_does_not_grow(name):
+    """Step by step, the last answer is still that of the whole sequence, and what the rule holds stays the same size."""
+    network = network_for(name)
+    still = replace(RULES[name], optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0), homeostasis=None)
+    network.centred = False  # the running rates, which centring reads, move with every call
+    inputs, labels = random_batch(network, steps=12)
+    expected = network.readout(network.run(inputs)[-1].spikes.mean(0))
+    state, sizes = still.begin(still.initial_state(network)), []
+    for x in inputs:
+        answer, state = still.learn(network, state, x.unsqueeze(0), labels)
+        sizes.append(_numbers(state))
+    torch.testing.assert_close(answer.outputs, expected)
+    assert sizes[-1] == sizes[2]
+
+
+def _numbers(thing, seen=None) -> int:
+    """How many numbers all tensors hold that can be reached from an object."""
+    seen = set() if seen is None else seen
+    if id(thing) in seen or isinstance(thing, (str, int, float, type(None), torch.Generator, torch.nn.Module)):
+        return 0
+    seen.add(id(thing))
+    if isinstance(thing, torch.Tensor):
+        return thing.untyped_storage().nbytes() // thing.element_size()
+    if isinstance(thing, dict):
+        return sum(_numbers(part, seen) for part in thing.values())
+    if isinstance(thing, (list, tuple)):
+        return sum(_numbers(part, seen) for part in thing)
+    return sum(_numbers(part, seen) for part in getattr(thing, "__dict__", {}).values())
+
+
+@every_rule
+def test_local_rules_do_not_look_above(name):
+    """The first layer's update depends on the layers above exactly where the facts say that something comes from there."""
+    network, facts = network_for(name), RULES[name].facts
+    inputs, labels = random_batch(network)
+    other = copy.deepcopy(network)
+    other.layers[1].synapse.weight.neg_()
+    other.readout.weight.neg_()
+    first, second = (raw_update(RULES[name], found, inputs, labels)[0] for found in (network, other))
+    local = facts.backward == "nothing" and not facts.global_error
+    assert torch.equal(first, second) == local
+
+
+@every_rule
+def test_no_error_no_update(name):
+    """Rules with an error from the output: where the output is right, no hidden weight is asked to move."""
+    if not RULES[name].facts.global_error:
+        pytest.skip("has no error from the output; its own tests state when it rests")
+    if refuses(name, "regression"):
+        pytest.skip("learns classes only, whose cross-entropy is never zero")
+    network = random_network()
+    network.regression = True
+    inputs, _ = random_batch(network)
+    rates = network.run(inputs)[-1].spikes.mean(0)
+    *hidden, weight, bias = raw_update(RULES[name], network, inputs, network.readout(rates))
+    assert all(float(gradient.abs().max()) < 1e-12 for gradient in [*hidden, weight, bias])
+
+
+@every_rule
+def test_forward_only_rules_never_touch_autograd(name, monkeypatch):
+    if RULES[name].facts.autograd:
+        pytest.skip("differentiates by autograd, as its facts say")
+
+    def refuse(*_, **__):
+        raise AssertionError("a backward pass")
+
+    for place in (torch.Tensor, torch.autograd):
+        monkeypatch.setattr(place, "backward", refuse)
+    monkeypatch.setattr(torch.autograd, "grad", refuse)
+    network = network_for(name)
+    inputs, labels = random_batch(network)
+    _, state = learn(RULES[name], network, inputs, labels, updates=2)
+    assert all(tensor.grad_fn is None and not tensor.requires_grad for tensor in network.state_dict().values())
+
+
+@every_rule
+@pytest.mark.parametrize("kind", ["conv", "recurrent", "rate", "synaptic current", "regression"])
+def test_trains_each_kind_of_network_or_refuses_by_name(name, kind):
+    if kind == "regression":
+        network = mlp((5,), [6, 7], 3, regression=True, seed=0).double()
+        inputs, labels = torch.rand(6, 4, 5, dtype=torch.float64), torch.rand(4, 3, dtype=torch.float64)
+    else:
+        network = {
+            "conv": lambda: random_network("conv"),
+            "recurrent": lambda: random_network(recurrent=True),
+            "rate": lambda: random_network("rate"),
+            "synaptic current": lambda: random_network(alpha=0.4),
+        }[kind]()
+        inputs, labels = random_batch(network, batch=4)
+    rule = RULES[name]
+    if isinstance(rule, sp.SigProp) and kind == "rate":
+        rule = replace(rule, learn_on=sp.ReLU())
+    if refuses(name, kind):
+        with pytest.raises(UnsupportedError, match=f"{type(rule).__name__} "):
+            rule.initial_state(network)
+        return
+    before = copy.deepcopy(network)
+    answer, _ = learn(rule, network, inputs, labels, updates=2)
+    moved = [not torch.equal(a, b) for a, b in zip(learned_by(before), learned_by(network), strict=True)]
+    assert all(moved) or name == "shallow"
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in [*learned_by(network), answer.loss])
+
+
+@every_rule
+def test_a_batch_of_one_is_learned_from_or_refused_before_training(name):
+    network = network_for(name)
+    inputs, labels = random_batch(network, batch=1)
+    if RULES[name].facts.smallest_batch > 1:
+        with pytest.raises(InputError, match="a batch of 1 is too small"):
+            RULES[name].check(network, 1)
+        return
+    learn(RULES[name], network, inputs, labels, updates=2)
+
+
+@every_rule
+def test_a_resumed_training_ends_in_the_same_bits(name, tmp_path):
+    data = sp.data.load("digits")
+    data = replace(data, train=sp.data.Split(data.train.inputs[:48], data.train.labels[:48]), validation=None)
+
+    def fresh():
+        return mlp(data.input_shape, [8, 8], 10, seed=0)
+
+    how = {"num_steps": 3, "batch_size": 16, "schedule": "constant", "progress": False}
+    whole, halves = fresh(), fresh()
+    sp.fit(whole, RULES[name], data, epochs=2, **how)
+    with pytest.raises(KeyboardInterrupt):
+        sp.fit(halves, RULES[name], data, epochs=2, folder=tmp_path, observe=_stop_in_epoch(2), **how)
+    resumed = fresh()
+    sp.fit(resumed, RULES[name], data, epochs=2, folder=tmp_path, resume=True, **how)
+    first, second = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def _stop_in_epoch(number):
+    """An observer that ends the training before that epoch is written down."""
+    calls = []
+
+    def observe(network, state):
+        calls.append(1)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return {}
+
+    return observe
+
+
+@every_rule
+def test_learns_digits_above_its_floor(name):
+    data = sp.data.load("digits")
+    network = mlp(data.input_shape, [32, 32], 10, seed=0)
+    rule = RULES[name]
+    rule = replace(rule, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2, fused=True))
+    sp.fit(network, rule, data, num_steps=8, epochs=EPOCHS, progress=False)
+    found = sp.evaluate(network, data.validation, 8).accuracy["readout"]
+    assert found > FLOORS[name]
+
+
+def test_an_unknown_rule_lists_the_known():
+    from spikeprop import catalogue
+
+    with pytest.raises(InputError, match=r"unknown rule 'backprop'; known: bptt, bptt-hard, shallow, "):
+        catalogue.find("backprop")
+
+
+def test_an_option_that_a_rule_has_not_is_refused():
+    from spikeprop import catalogue
+
+    with pytest.raises(InputError, match=r"--truncate does not apply to the rule shallow; it does to bptt, bptt-hard"):
+        catalogue.configure("shallow", {"truncate": 3})
+    assert catalogue.configure("bptt", {"truncate": 3, "reset_gradient": "attached"}) == sp.BPTT(
+        update_every=3, reset_gradient="attached"
+    )
