@@ -16,6 +16,10 @@ from spikeprop.losses import Hebbian
 from spikeprop.rules.base import Rule
 from spikeprop.rules.bptt import BPTT
 from spikeprop.rules.direct_feedback_alignment import DirectFeedbackAlignment
+from spikeprop.rules.e_prop import EProp
+from spikeprop.rules.feedback_alignment import FeedbackAlignment
+from spikeprop.rules.kolen_pollack import KolenPollack
+from spikeprop.rules.local_classifier import LocalClassifier
 from spikeprop.rules.shallow import Shallow
 from spikeprop.rules.sigprop import SigProp
 from spikeprop.surrogate import ATan, Hard, Membrane
@@ -28,7 +32,11 @@ RULES: dict[str, Rule] = {
     "sigprop-membrane": SigProp(learn_on=Membrane()),
     "sigprop-raw-membrane": SigProp(learn_on=Membrane(clip=None)),
     "sigprop-hebbian": SigProp(loss=Hebbian()),
+    "feedback-alignment": FeedbackAlignment(),
     "direct-feedback-alignment": DirectFeedbackAlignment(),
+    "kolen-pollack": KolenPollack(),
+    "local-classifier": LocalClassifier(),
+    "e-prop": EProp(),
 }
 
 # The option of the command line and the rule's field it sets, where the two differ from "any rule with a field of that name".

@@ -87,10 +87,16 @@ class FloatArithmetic:
         return value
 
     def spike(self, membrane: Any, threshold: Any) -> Any:
-        return membrane > threshold
+        # As numbers of the membrane's precision: a float times a boolean tensor would be of torch's default precision.
+        return as_numbers(membrane > threshold, membrane)
 
     def at_reset(self, spikes: Any) -> Any:
         return spikes
+
+
+def as_numbers(spikes: Any, membrane: Any) -> Any:
+    """Booleans as 0 and 1 of the membrane's type."""
+    return spikes.to(membrane.dtype) if isinstance(spikes, Tensor) else spikes
 
 
 FLOAT = FloatArithmetic()
@@ -109,8 +115,8 @@ def advance(
 ) -> tuple[Any, Any, NeuronState]:
     """One time step of the equations above, elementwise over arrays of any shape.
 
-    Returns the spikes (booleans, unless the arithmetic makes them numbers), the membrane before the reset, and the state after
-    it.
+    Returns the spikes (as the arithmetic has them: numbers 0 and 1, or booleans), the membrane before the reset, and the state
+    after it.
     """
     # Without synaptic memory the current is the drive itself; the product with zero would only cost time.
     no_memory = isinstance(alpha, float) and alpha == 0.0
@@ -251,7 +257,7 @@ class LIF(Neuron):
             reset_mechanism=self.reset_mechanism,
             arithmetic=self.arithmetic if arithmetic is None else arithmetic,
         )
-        return Activity(spikes.to(membrane.dtype) if isinstance(spikes, Tensor) else spikes, membrane), after
+        return Activity(spikes, membrane), after
 
     def config(self) -> dict[str, Any]:
         numbers = {name: getattr(self, name) for name in ("beta", "threshold", "alpha", "bias")}
@@ -285,7 +291,7 @@ class _Competition(FloatArithmetic):
     def spike(self, membrane: Any, threshold: Any) -> Any:
         above = membrane - threshold
         best = above.topk(min(self.winners, above.shape[1]), dim=1).indices
-        return torch.zeros_like(above, dtype=torch.bool).scatter(1, best, True) & (above > 0)
+        return as_numbers(torch.zeros_like(above, dtype=torch.bool).scatter(1, best, True) & (above > 0), membrane)
 
 
 class WinnerTakeAll(LIF):
@@ -371,7 +377,8 @@ class _Escape(FloatArithmetic):
         self.neuron.draws += 1
         generator = torch.Generator(membrane.device).manual_seed((self.neuron.seed * 0x9E3779B97F4A7C15 + number) % 2**63)
         probability = torch.sigmoid(self.neuron.slope * (membrane / threshold - 1.0))
-        return torch.rand(membrane.shape, generator=generator, dtype=membrane.dtype, device=membrane.device) < probability
+        uniform = torch.rand(membrane.shape, generator=generator, dtype=membrane.dtype, device=membrane.device)
+        return as_numbers(uniform < probability, membrane)
 
 
 class Rate(Neuron):

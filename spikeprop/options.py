@@ -266,7 +266,7 @@ def _training(made: argparse.ArgumentParser) -> None:
     option("--truncate", "BPTT: cut the graph, and update, every K time steps (default: never)", type=_count, metavar="K")
     resets = "BPTT, forward-mode: whether a gradient flows through the reset (default: detached)"
     option("--reset-gradient", resets, choices=get_args(ResetGradient))
-    option("--broadcast", "e-prop: the error's weights (default: symmetric)", choices=("symmetric", "random"))
+    option("--broadcast", "e-prop: the error's weights (default: random)", choices=("symmetric", "random"))
     option("--noise", "standard deviation of noise on the training inputs, for small data", type=_positive, metavar="X")
     option("--update-every", "time steps between weight updates (default: once per sample)", type=_count, metavar="K")
     bits = range(2, 9)

@@ -1,7 +1,7 @@
 """Eligibility: how far each synapse is responsible for the membrane its error is attached to.
 
 With the spikes held constant a LIF membrane is a linear filter of its inputs, and dU/dW is that filter of the presynaptic
-activity. Two forms:
+activity. Three forms:
 
 * :class:`SharedTrace` runs forward in time, one trace per input and row, shared by all neurons of the layer:
   c[t] = alpha c[t-1] + x[t], trace[t] = beta trace[t-1] + c[t], dW += error[t]^T trace[t].
@@ -11,6 +11,9 @@ activity. Two forms:
   runs back in time inside one update window, never across windows and never across layers; the window is buffered.
   What lies before the window counts through the shared trace. It also serves decays that differ between the neurons of a layer,
   where no trace can be shared.
+* :class:`SynapseTrace` runs forward in time with the same meaning, one trace per synapse and row, and sums the activity's
+  sensitivity instead of errors, so that one error at the end serves all steps since the sequence began:
+  trace[t] = beta (1 - S[t-1]) trace[t-1] + c[t], dW = sum_rows error sum_t f'(U[t]) trace[t]. Memory O(B w), at any time.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ import torch
 from torch import Tensor
 
 from spikeprop.network import Layer, is_constant
-from spikeprop.synapse import Synapse
+from spikeprop.neuron import Neuron
+from spikeprop.synapse import Chain, Synapse
 
 
 class Source(NamedTuple):
@@ -55,6 +59,27 @@ def low_pass(x: Tensor, keep: float, before: Tensor | None) -> Tensor:
         filtered[step] = present if before is None else torch.add(present, before, alpha=keep)
         before = filtered[step]
     return filtered
+
+
+def kept(neuron: Neuron, spikes: Tensor, *, gated: bool) -> float | Tensor:
+    """dU[t+1]/dU[t] given the spikes at t; a reset to zero gates it, one that subtracts a constant leaves it alone."""
+    return neuron.beta * (1.0 - spikes) if gated and neuron.reset_mechanism == "zero" else neuron.beta
+
+
+def step_back(
+    neuron: Neuron, error: Tensor, spikes: Tensor, later: tuple[Tensor, Tensor] | None, *, gated: bool
+) -> tuple[Tensor, Tensor]:
+    """One step of the adjoint scan: how a step's membrane and its current bear on all errors from that step on.
+
+    Args:
+        error, spikes: of the step, at the membrane before the reset.
+        later: what this function gave for the step after; None at the end.
+        gated: whether a spike wipes its neuron's responsibility, under reset to zero.
+    """
+    if later is None:
+        return error, error
+    at_membrane = error + kept(neuron, spikes, gated=gated) * later[0]
+    return at_membrane, at_membrane + neuron.alpha * later[1]
 
 
 class SharedTrace(Eligibility):
@@ -122,7 +147,7 @@ class WindowTrace(Eligibility):
 
     def __init__(self, layer: Layer, sources: list[Source], *, gated: bool) -> None:
         super().__init__(layer, sources)
-        self.gated = gated and layer.neuron.reset_mechanism == "zero"
+        self.gated = gated
         self.window: list[tuple[list[Tensor], Tensor, Tensor]] = []
         self.before: SharedTrace | None = None
         self.last_spikes: Tensor | None = None
@@ -141,13 +166,13 @@ class WindowTrace(Eligibility):
         error = torch.cat([entry[1] for entry in self.window])
         spikes = torch.cat([entry[2] for entry in self.window])
         self.window = []
-        at_membrane, at_current = torch.zeros_like(error[0]), torch.zeros_like(error[0])
         responsible, bias_gradient = torch.empty_like(error), torch.zeros_like(error[0, 0])
+        later: tuple[Tensor, Tensor] | None = None
         for step in range(len(error) - 1, -1, -1):
-            at_membrane = error[step] + self._kept(spikes[step]) * at_membrane
-            at_current = at_membrane + self.layer.neuron.alpha * at_current
-            responsible[step] = at_current
-            bias_gradient += at_membrane.sum(0)
+            later = step_back(self.layer.neuron, error[step], spikes[step], later, gated=self.gated)
+            responsible[step] = later[1]
+            bias_gradient += later[0].sum(0)
+        assert later is not None
         gradients = []
         for source, x in zip(self.sources, inputs, strict=True):
             own = responsible[:, source.rows]
@@ -159,14 +184,10 @@ class WindowTrace(Eligibility):
                 gradients.append(source.synapse.weight_gradient(own.flatten(0, 1), x.flatten(0, 1)))
         if self.before is not None:
             if self.last_spikes is not None:
-                gradients, bias_gradient = self._add_what_came_before(gradients, bias_gradient, at_membrane, at_current)
+                gradients, bias_gradient = self._add_what_came_before(gradients, bias_gradient, *later)
             self.before.follow(inputs, len(error))
             self.last_spikes = spikes[-1].clone()
         return gradients, bias_gradient
-
-    def _kept(self, spikes: Tensor) -> float | Tensor:
-        """dU[t+1]/dU[t], given the spikes at t."""
-        return self.layer.neuron.beta * (1.0 - spikes) if self.gated else self.layer.neuron.beta
 
     def _add_what_came_before(
         self, gradients: list[Tensor], bias_gradient: Tensor, at_membrane: Tensor, at_current: Tensor
@@ -174,13 +195,62 @@ class WindowTrace(Eligibility):
         """The first step's responsibility for the membrane and current that the window began with."""
         assert self.before is not None
         assert self.last_spikes is not None
-        at_membrane = self._kept(self.last_spikes) * at_membrane
+        at_membrane = kept(self.layer.neuron, self.last_spikes, gated=self.gated) * at_membrane
         at_current = self.layer.neuron.alpha * at_current
         for index, (source, traces) in enumerate(zip(self.sources, self.before.traces, strict=True)):
             if source.synapse.weight is not None and traces is not None:
                 for responsible, trace in zip((at_current, at_membrane), traces, strict=True):
                     gradients[index] = gradients[index] + source.synapse.weight_gradient(responsible[source.rows], trace)
         return gradients, bias_gradient + at_membrane.sum(0) * float(self.before.bias_trace)
+
+
+class SynapseTrace:
+    """The forward trace per synapse and row, and the activity's sensitivity to each weight summed since the sequence began.
+
+    For synapses whose weights are a matrix, one row per neuron; spikes are held constant.
+    """
+
+    def __init__(self, layer: Layer, sources: list[Source], *, gated: bool) -> None:
+        self.layer, self.sources, self.gated = layer, sources, gated
+        nothing = torch.zeros((), dtype=layer.bias.dtype, device=layer.bias.device)
+        self.currents, self.traces, self.sums = ([nothing] * len(sources) for _ in range(3))
+        self.keep = self.bias_trace = self.bias_sum = nothing
+
+    def observe(self, inputs: list[Tensor], slope: Tensor, spikes: Tensor) -> None:
+        """Take in k steps: per source ``[k, B, *input_shape]``; dS/dU and spikes ``[k, B, *output_shape]``."""
+        neuron = self.layer.neuron
+        alpha = torch.as_tensor(neuron.alpha, dtype=slope.dtype, device=slope.device).unsqueeze(-1)
+        seen = [_at_weights(source.synapse, x) for source, x in zip(self.sources, inputs, strict=True)]
+        for step, sensitivity in enumerate(slope):
+            self.bias_trace = 1.0 + self.keep * self.bias_trace
+            self.bias_sum = self.bias_sum + sensitivity * self.bias_trace
+            keep = self.keep.unsqueeze(-1)  # [B, n, 1]; [1] where all neurons share one trace [B, 1, inputs]
+            for index, x in enumerate(seen):
+                if x is None:
+                    continue
+                self.currents[index] = alpha * self.currents[index] + x[step].unsqueeze(1)
+                self.traces[index] = torch.addcmul(self.currents[index], keep, self.traces[index])
+                self.sums[index] = torch.addcmul(self.sums[index], sensitivity.unsqueeze(-1), self.traces[index])
+            self.keep = torch.as_tensor(kept(neuron, spikes[step], gated=self.gated), dtype=slope.dtype, device=slope.device)
+
+    def collect(self, error: Tensor) -> tuple[list[Tensor], Tensor]:
+        """As :meth:`Eligibility.collect`; ``error [B, *output_shape]`` is that at the activity, the same at every step."""
+        gradients = [
+            total if source.synapse.weight is None else torch.einsum("bn,bni->ni", error, total)
+            for source, total in zip(self.sources, self.sums, strict=True)
+        ]
+        return gradients, (error * self.bias_sum).sum(0)
+
+
+def _at_weights(synapse: Synapse, x: Tensor) -> Tensor | None:
+    """What a synapse's weights see of its input ``[k, B, *input_shape]``, the parts of a chain before them applied."""
+    if synapse.weight is None:
+        return None
+    rows = x.flatten(0, 1)
+    if isinstance(synapse, Chain):
+        for part in synapse.parts[: synapse.weighted]:
+            rows = part(rows)
+    return rows.unflatten(0, x.shape[:2])
 
 
 def eligibility(layer: Layer, sources: list[Source], *, exact: bool) -> Eligibility:

@@ -1,4 +1,4 @@
-"""What every learning rule must do, one line per rule in :data:`FLOORS`; what a rule's facts claim is held against what it does."""
+"""What every learning rule must do, one line per rule in :data:`FLOORS`; its facts are held against what it does."""
 
 import copy
 from dataclasses import replace
@@ -24,7 +24,11 @@ FLOORS = {
     "sigprop-membrane": 0.88,
     "sigprop-raw-membrane": 0.75,
     "sigprop-hebbian": 0.70,
+    "feedback-alignment": 0.88,
     "direct-feedback-alignment": 0.88,
+    "kolen-pollack": 0.88,
+    "local-classifier": 0.88,
+    "e-prop": 0.88,
 }
 NAMES = list(FLOORS)
 every_rule = pytest.mark.parametrize("name", NAMES)

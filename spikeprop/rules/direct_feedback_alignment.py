@@ -3,9 +3,8 @@
     e_l[t] = (delta B_l) f'(U_l[t])          delta: error at the readout; B_l fixed, drawn once
     dW_l = sum_t e_l[t]^T trace_l[t]
 
-The last layer gets it through the readout's own weights, which are its neighbour's and local to it. On spiking neurons f' is
-the surrogate's derivative at each step and the trace the membrane's filter of the input; on rate neurons this is Nokland's
-rule.
+On spiking neurons f' is the surrogate's derivative at each step and the trace the membrane's filter of the input; on rate
+neurons this is Nokland's rule.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class DirectFeedbackAlignment(LayerwiseRule):
         feedback = {
             f"feedback.{index}": torch.randn(outputs, layer.rate.numel(), generator=generator).to(layer.bias)
             * (self.scale / outputs**0.5)
-            for index, layer in enumerate(network.layers[:-1])
+            for index, layer in enumerate(network.layers)
         }
         return {}, feedback
 
@@ -55,9 +54,6 @@ class DirectFeedbackAlignment(LayerwiseRule):
     ) -> Errors:
         errors: list[Tensor | None] = []
         for index, passage in enumerate(passages):
-            at_activity = output.at_activity
-            if index < len(passages) - 1:
-                arriving = output.delta @ state.own[f"feedback.{index}"] / output.steps
-                at_activity = arriving.view(len(arriving), *passage.layer.output_shape)
-            errors.append(at_activity * passage.slope)
+            at_activity = output.delta @ state.own[f"feedback.{index}"] / output.steps
+            errors.append(at_activity.unflatten(1, passage.layer.output_shape) * passage.slope)
         return Errors(errors, [output.loss] * len(passages))
