@@ -2,9 +2,9 @@
 
     python benchmarks/memory_rules.py
 
-Each rule learns one Poisson sequence of T steps in the way it is meant to: rules that keep no history are streamed, one step at a
-time; rules that need the activity of past steps at their update (see "stored history" in the table of rules) get the sequence as
-one window. The slope is that of a straight line through the points, in KiB per step. How a point is measured: see memory.py.
+Each rule learns one Poisson sequence of T steps in the way it is meant to: rules that keep no history are streamed, one step at
+a time; rules that need the activity of past steps at their update (see "stored history" in the table of rules) get the sequence
+as one window. The slope is that of a straight line through the points, in KiB per step. How a point is measured: see memory.py.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 
 from spikeprop.errors import InputError
 from spikeprop.network import Network
-from spikeprop.neuron import LIF, Neuron
+from spikeprop.neuron import LIF, Bernoulli, Neuron
 from spikeprop.synapse import AvgPool2d, Chain, Conv2d, Dense, Flatten, Synapse
 
 
@@ -56,7 +56,7 @@ def mlp(
         if index == 0 and len(input_shape) > 1:
             synapse = Chain(Flatten(), synapse)
         loop = Dense(width, width, gain=gain, generator=generator) if recurrent else None
-        layers.append((synapse, copy.deepcopy(neuron), loop))
+        layers.append((synapse, _copy(neuron, index), loop))
     return _rest_at_threshold(Network(input_shape, layers, outputs, centred=centred, regression=regression))
 
 
@@ -99,16 +99,24 @@ def conv(
         synapse: Synapse = Conv2d(before, after, kernel_size, padding=kernel_size // 2, gain=gain * pooled, generator=generator)
         if index > 0:
             synapse = Chain(AvgPool2d(pool), synapse)
-        layers.append((synapse, copy.deepcopy(neuron)))
+        layers.append((synapse, _copy(neuron, len(layers))))
         shape = synapse.output_shape(shape)
     for index, width in enumerate(hidden):
         parts: list[Synapse] = [AvgPool2d(pool), Flatten()] if index == 0 else []
         for part in parts:
             shape = part.output_shape(shape)
         dense = Dense(shape[0], width, gain=gain * (pool if index == 0 else 1), generator=generator)
-        layers.append((Chain(*parts, dense) if parts else dense, copy.deepcopy(neuron)))
+        layers.append((Chain(*parts, dense) if parts else dense, _copy(neuron, len(layers))))
         shape = (width,)
     return _rest_at_threshold(Network(input_shape, layers, outputs, centred=centred))
+
+
+def _copy(neuron: Neuron, index: int) -> Neuron:
+    """A neuron of its own for layer ``index``; where neurons draw random numbers, different ones in every layer."""
+    neuron = copy.deepcopy(neuron)
+    if isinstance(neuron, Bernoulli):
+        neuron.seed += index * 1_000_003  # far apart, so that layers of other networks do not meet either
+    return neuron
 
 
 def _rest_at_threshold(network: Network) -> Network:

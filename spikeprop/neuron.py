@@ -290,8 +290,9 @@ class _Competition(FloatArithmetic):
 
     def spike(self, membrane: Any, threshold: Any) -> Any:
         above = membrane - threshold
-        best = above.topk(min(self.winners, above.shape[1]), dim=1).indices
-        return as_numbers(torch.zeros_like(above, dtype=torch.bool).scatter(1, best, True) & (above > 0), membrane)
+        rivals = min(1, above.dim() - 1)  # the first axis of features; bare neurons may come without a batch
+        best = above.topk(min(self.winners, above.shape[rivals]), dim=rivals).indices
+        return as_numbers(torch.zeros_like(above, dtype=torch.bool).scatter(rivals, best, True) & (above > 0), membrane)
 
 
 class WinnerTakeAll(LIF):
@@ -316,8 +317,8 @@ class WinnerTakeAll(LIF):
         reset_mechanism: Reset = "zero",
     ) -> None:
         super().__init__(beta, threshold, alpha=alpha, bias=bias, reset_mechanism=reset_mechanism)
-        if winners < 1:
-            raise InputError(f"WinnerTakeAll: winners = {winners} must be at least 1")
+        if not isinstance(winners, int) or isinstance(winners, bool) or winners < 1:
+            raise InputError(f"WinnerTakeAll: winners = {winners!r} must be a whole number of at least 1")
         self.winners = winners
 
     @property
@@ -332,7 +333,8 @@ class Bernoulli(LIF):
     """LIF neurons with escape noise: a spike is sent with probability sigmoid(slope (U - threshold) / threshold).
 
     The random numbers belong to the network and are saved with it: the n-th step that these neurons ever make draws from a
-    generator seeded with (seed, n), so a training that is resumed, or repeated from the same start, sees the same spikes.
+    generator seeded with (seed, n), so a training that is resumed, or repeated from the same start, sees the same spikes. Every
+    run counts, evaluation too; ``models.mlp`` and ``models.conv`` give each layer a seed of its own.
 
     Args:
         slope: steepness; infinity would be :class:`LIF`. Above 0.

@@ -395,7 +395,7 @@ def test_bad_model_strings(text):
     [
         ([], "required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
-        (["train", "--rule", "hebb"], "unknown rule 'hebb'; known: bptt, bptt-hard, shallow, sigprop-surrogate, sigprop-membrane, "),
+        (["train", "--rule", "hebb"], "unknown rule 'hebb'; known: bptt, bptt-hard, shallow, sigprop-surrogate, "),
         (["train", "--data", "cifar"], "unknown data set 'cifar'; known: digits"),
         (["train", "--data", "mnist", "--data-root", "/nowhere"], "/nowhere"),
         (["train", "--model", "mlp:x"], "model 'mlp:x' is not understood"),
