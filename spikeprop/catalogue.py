@@ -15,13 +15,16 @@ from spikeprop.homeostasis import Homeostasis
 from spikeprop.losses import Hebbian
 from spikeprop.rules.base import Rule
 from spikeprop.rules.bptt import BPTT
+from spikeprop.rules.decoupled_interfaces import DecoupledInterfaces
 from spikeprop.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from spikeprop.rules.e_prop import EProp
 from spikeprop.rules.feedback_alignment import FeedbackAlignment
 from spikeprop.rules.kolen_pollack import KolenPollack
 from spikeprop.rules.local_classifier import LocalClassifier
+from spikeprop.rules.local_representation_alignment import LocalRepresentationAlignment
 from spikeprop.rules.shallow import Shallow
 from spikeprop.rules.sigprop import SigProp
+from spikeprop.rules.target_propagation import TargetPropagation
 from spikeprop.surrogate import ATan, Hard, Membrane
 
 RULES: dict[str, Rule] = {
@@ -37,6 +40,10 @@ RULES: dict[str, Rule] = {
     "kolen-pollack": KolenPollack(),
     "local-classifier": LocalClassifier(),
     "e-prop": EProp(),
+    "lra-diff": LocalRepresentationAlignment(feedback="diff"),
+    "lra-fdbk": LocalRepresentationAlignment(feedback="fdbk"),
+    "target-propagation": TargetPropagation(),
+    "decoupled-interfaces": DecoupledInterfaces(),
 }
 
 # The option of the command line and the rule's field it sets, where the two differ from "any rule with a field of that name".

@@ -7,8 +7,8 @@ place (Neftci, Mostafa, Zenke 2019). Two directions:
 * :class:`Forward` carries tangents along with the values (:class:`Dual`): sensitivities travel forward, nothing is stored.
 
 ``reset_gradient`` says whether a gradient also flows through the reset. "detached", the default, holds the reset's spike
-constant, as snnTorch and Norse do: dU_after/dU = 1 - S. "attached" follows it as well: dU_after/dU = 1 - S - U dS/dU for a
-reset to zero.
+constant: dU_after/dU = 1 - S under a reset to zero, as in snnTorch with its delayed reset. "attached" follows it as well:
+dU_after/dU = 1 - S - U dS/dU, as in Norse and in snnTorch with ``reset_delay=False``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Spike(torch.autograd.Function):
     def forward(ctx: Any, membrane: Tensor, threshold: float | Tensor, surrogate: LearnOn, spike: Any) -> Tensor:
         ctx.save_for_backward(membrane)
         ctx.threshold, ctx.surrogate = threshold, surrogate
-        return spike(membrane, threshold).to(membrane.dtype)
+        return spike(membrane, threshold)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -73,11 +73,22 @@ class Backward(FloatArithmetic):
 class Dual:
     """A value ``[B, ...]`` and its tangents ``[P, B, ...]``, derivatives of the value along P directions (Clifford 1871).
 
-    As many operators as :func:`spikeprop.neuron.advance` and :class:`~spikeprop.neuron.Rate` use.
+    As many operators as :func:`spikeprop.neuron.advance` and :class:`~spikeprop.neuron.Rate` use. A tangent without axes is
+    the zero of a constant.
     """
 
     def __init__(self, value: Tensor, tangent: Tensor) -> None:
         self.value, self.tangent = value, tangent
+
+    @classmethod
+    def constant(cls, value: Tensor) -> Dual:
+        """A value that moves along no direction."""
+        return cls(value, value.new_zeros(()))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether this was made by :meth:`constant`."""
+        return self.tangent.dim() == 0
 
     def __add__(self, other: Any) -> Dual:
         if isinstance(other, Dual):
@@ -87,7 +98,9 @@ class Dual:
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> Dual:
-        return self + other * -1.0
+        if isinstance(other, Dual):
+            return Dual(self.value - other.value, self.tangent - other.tangent)
+        return Dual(self.value - other, self.tangent)
 
     def __mul__(self, other: Any) -> Dual:
         if isinstance(other, Dual):
@@ -109,7 +122,7 @@ class Forward(FloatArithmetic):
     forward: Arithmetic = FLOAT
 
     def spike(self, membrane: Any, threshold: Any) -> Any:
-        spikes = self.forward.spike(membrane.value, threshold).to(membrane.value.dtype)
+        spikes = self.forward.spike(membrane.value, threshold)
         found = self.surrogate(membrane.value, threshold)[1]
         return Dual(spikes, membrane.tangent if found is None else membrane.tangent * found)
 

@@ -29,6 +29,10 @@ FLOORS = {
     "kolen-pollack": 0.88,
     "local-classifier": 0.88,
     "e-prop": 0.88,
+    "lra-diff": 0.88,
+    "lra-fdbk": 0.86,
+    "target-propagation": 0.86,
+    "decoupled-interfaces": 0.86,
 }
 NAMES = list(FLOORS)
 every_rule = pytest.mark.parametrize("name", NAMES)
@@ -123,13 +127,18 @@ def _numbers(thing, seen=None) -> int:
 
 @every_rule
 def test_local_rules_do_not_look_above(name):
-    """The first layer's update depends on the layers above exactly where the facts say that something comes from there."""
+    """What the first layer learns depends on the layers above exactly where the facts say that something comes from there.
+
+    Over a few updates: learned feedback and synthetic gradients start from nothing.
+    """
     network, facts = network_for(name), RULES[name].facts
     inputs, labels = random_batch(network)
     other = copy.deepcopy(network)
     other.layers[1].synapse.weight.neg_()
     other.readout.weight.neg_()
-    first, second = (raw_update(RULES[name], found, inputs, labels)[0] for found in (network, other))
+    for found in (network, other):
+        learn(RULES[name], found, inputs, labels, updates=4)
+    first, second = (found.layers[0].synapse.weight for found in (network, other))
     local = facts.backward == "nothing" and not facts.global_error
     assert torch.equal(first, second) == local
 
@@ -188,7 +197,7 @@ def test_trains_each_kind_of_network_or_refuses_by_name(name, kind):
             rule.initial_state(network)
         return
     before = copy.deepcopy(network)
-    answer, _ = learn(rule, network, inputs, labels, updates=2)
+    answer, _ = learn(rule, network, inputs, labels, updates=4)
     moved = [not torch.equal(a, b) for a, b in zip(learned_by(before), learned_by(network), strict=True)]
     assert all(moved) or name == "shallow"
     assert all(bool(torch.isfinite(tensor).all()) for tensor in [*learned_by(network), answer.loss])
