@@ -25,13 +25,27 @@ from spikeprop.neuron import (
     tau_from_decay,
 )
 from spikeprop.rules.bptt import BPTT
+from spikeprop.rules.contrastive_hebbian import ContrastiveHebbian
+from spikeprop.rules.decoupled_interfaces import DecoupledInterfaces
 from spikeprop.rules.direct_feedback_alignment import DirectFeedbackAlignment
+from spikeprop.rules.e_prop import EProp
+from spikeprop.rules.error_forward import ErrorForward
+from spikeprop.rules.feedback_alignment import FeedbackAlignment
+from spikeprop.rules.forward_forward import ForwardForward
+from spikeprop.rules.forward_mode import ForwardMode
+from spikeprop.rules.kolen_pollack import KolenPollack
+from spikeprop.rules.local_classifier import LocalClassifier
+from spikeprop.rules.local_representation_alignment import LocalRepresentationAlignment
+from spikeprop.rules.node_perturbation import NodePerturbation
 from spikeprop.rules.shallow import Shallow
 from spikeprop.rules.sigprop import SigProp
+from spikeprop.rules.target_propagation import TargetPropagation
+from spikeprop.rules.uoro import UORO
+from spikeprop.rules.weight_perturbation import WeightPerturbation
 from spikeprop.signals import FixedProjection, LearnedProjection
 from spikeprop.storage import load_network as load
 from spikeprop.storage import save_network as save
-from spikeprop.surrogate import ATan, FastSigmoid, Membrane, ReLU, Sigmoid
+from spikeprop.surrogate import ATan, FastSigmoid, Hard, Membrane, ReLU, Sigmoid
 from spikeprop.synapse import AvgPool2d, Chain, Conv2d, Dense, Flatten
 from spikeprop.training import History, fit
 
@@ -86,4 +100,19 @@ __all__ = [
     "load",
     "save",
     "tau_from_decay",
+    "ContrastiveHebbian",
+    "DecoupledInterfaces",
+    "EProp",
+    "ErrorForward",
+    "FeedbackAlignment",
+    "ForwardForward",
+    "ForwardMode",
+    "KolenPollack",
+    "LocalClassifier",
+    "LocalRepresentationAlignment",
+    "NodePerturbation",
+    "TargetPropagation",
+    "UORO",
+    "WeightPerturbation",
+    "Hard",
 ]

@@ -15,16 +15,23 @@ from spikeprop.homeostasis import Homeostasis
 from spikeprop.losses import Hebbian
 from spikeprop.rules.base import Rule
 from spikeprop.rules.bptt import BPTT
+from spikeprop.rules.contrastive_hebbian import ContrastiveHebbian
 from spikeprop.rules.decoupled_interfaces import DecoupledInterfaces
 from spikeprop.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from spikeprop.rules.e_prop import EProp
+from spikeprop.rules.error_forward import ErrorForward
 from spikeprop.rules.feedback_alignment import FeedbackAlignment
+from spikeprop.rules.forward_forward import ForwardForward
+from spikeprop.rules.forward_mode import ForwardMode
 from spikeprop.rules.kolen_pollack import KolenPollack
 from spikeprop.rules.local_classifier import LocalClassifier
 from spikeprop.rules.local_representation_alignment import LocalRepresentationAlignment
+from spikeprop.rules.node_perturbation import NodePerturbation
 from spikeprop.rules.shallow import Shallow
 from spikeprop.rules.sigprop import SigProp
 from spikeprop.rules.target_propagation import TargetPropagation
+from spikeprop.rules.uoro import UORO
+from spikeprop.rules.weight_perturbation import WeightPerturbation
 from spikeprop.surrogate import ATan, Hard, Membrane
 
 RULES: dict[str, Rule] = {
@@ -35,15 +42,22 @@ RULES: dict[str, Rule] = {
     "sigprop-membrane": SigProp(learn_on=Membrane()),
     "sigprop-raw-membrane": SigProp(learn_on=Membrane(clip=None)),
     "sigprop-hebbian": SigProp(loss=Hebbian()),
+    "error-forward": ErrorForward(),
+    "forward-forward": ForwardForward(),
     "feedback-alignment": FeedbackAlignment(),
     "direct-feedback-alignment": DirectFeedbackAlignment(),
     "kolen-pollack": KolenPollack(),
     "local-classifier": LocalClassifier(),
     "e-prop": EProp(),
+    "forward-mode": ForwardMode(),
+    "uoro": UORO(),
+    "weight-perturbation": WeightPerturbation(),
+    "node-perturbation": NodePerturbation(),
     "lra-diff": LocalRepresentationAlignment(feedback="diff"),
     "lra-fdbk": LocalRepresentationAlignment(feedback="fdbk"),
     "target-propagation": TargetPropagation(),
     "decoupled-interfaces": DecoupledInterfaces(),
+    "contrastive-hebbian": ContrastiveHebbian(),
 }
 
 # The option of the command line and the rule's field it sets, where the two differ from "any rule with a field of that name".

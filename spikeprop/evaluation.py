@@ -181,7 +181,7 @@ def evaluate(
         predicted = outputs.argmax(1)
         confusion += torch.bincount(wanted * network.outputs + predicted, minlength=network.outputs**2).view_as(confusion)
         right["readout"] += int((predicted == wanted).sum())
-        if network.target is not None:
+        if network.target is not None and not network.target.beside_input:
             responses = class_responses(network, steps) if responses is None else responses
             samples, classes = directions(network, activity, responses)
             tree = build_tree(classes) if tree is None else tree

@@ -189,12 +189,17 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def attach_target(
-        self, *, scale: float = 1.0, learned: bool = True, generator: torch.Generator | None = None
+        self,
+        *,
+        scale: float = 1.0,
+        learned: bool = True,
+        beside_input: bool = False,
+        generator: torch.Generator | None = None,
     ) -> TargetSynapse:
-        """Give the network target synapses into layer 1, unless it has them; returns them."""
+        """Give the network target synapses into layer 1, unless it has them; returns them. See :class:`TargetSynapse`."""
         if self.target is None:
-            first = self.layers[0]
-            target = TargetSynapse(self.outputs, first.output_shape, scale=scale, learned=learned, generator=generator)
+            first, kind = self.layers[0], {"learned": learned, "beside_input": beside_input}
+            target = TargetSynapse(self.outputs, first.output_shape, scale=scale, generator=generator, **kind)
             self.target = target.to(first.bias)
         return self.target
 
@@ -224,5 +229,5 @@ def network_from_config(config: dict[str, Any]) -> Network:
         config["input_shape"], layers, config["outputs"], centred=config["centred"], regression=config["regression"]
     )
     if config["target"] is not None:
-        network.attach_target(learned=config["target"]["learned"])
+        network.attach_target(**{key: config["target"][key] for key in ("learned", "beside_input") if key in config["target"]})
     return network

@@ -32,7 +32,11 @@ class FixedProjection:
 
 
 class TargetSynapse(Synapse):
-    """The synapses of the context stream. ``weight`` is ``[*features of layer 1, outputs]``."""
+    """The synapses through which labels enter. ``weight`` is ``[*features of layer 1, outputs]``.
+
+    ``beside_input``: labels enter in the rows of the input, as if concatenated with it, not as a stream of their own; the
+    network then has no class responses to predict by.
+    """
 
     weight: nn.Parameter
 
@@ -43,10 +47,11 @@ class TargetSynapse(Synapse):
         *,
         scale: float = 1.0,
         learned: bool = True,
+        beside_input: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.outputs, self.features, self.learned = outputs, tuple(features), learned
+        self.outputs, self.features, self.learned, self.beside_input = outputs, tuple(features), learned, beside_input
         self.weight = nn.Parameter(torch.randn(*features, outputs, generator=generator) * scale, requires_grad=False)
 
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -60,4 +65,9 @@ class TargetSynapse(Synapse):
         return (error.flatten(1).T @ x).view_as(self.weight)
 
     def config(self) -> dict[str, Any]:
-        return {"outputs": self.outputs, "features": list(self.features), "learned": self.learned}
+        return {
+            "outputs": self.outputs,
+            "features": list(self.features),
+            "learned": self.learned,
+            "beside_input": self.beside_input,
+        }

@@ -13,26 +13,33 @@ from spikeprop.errors import InputError, UnsupportedError
 from spikeprop.models import mlp
 from spikeprop.rules.base import learned_by
 
-# Validation accuracy on digits (mlp:32,32, T = 8, EPOCHS epochs, Adam 1e-2) that the rule must exceed: about .03 below what it
-# reached. "shallow" is the floor of the others.
+# Validation accuracy on digits (mlp:32,32, T = 8, EPOCHS epochs, Adam) that the rule must exceed at this learning rate: well
+# below what it reached with two seeds, well above the floor of all, "shallow" (.63 and .71).
 EPOCHS = 4
 FLOORS = {
-    "bptt": 0.90,
-    "bptt-hard": 0.70,
-    "shallow": 0.50,
-    "sigprop-surrogate": 0.88,
-    "sigprop-membrane": 0.88,
-    "sigprop-raw-membrane": 0.75,
-    "sigprop-hebbian": 0.70,
-    "feedback-alignment": 0.88,
-    "direct-feedback-alignment": 0.88,
-    "kolen-pollack": 0.88,
-    "local-classifier": 0.88,
-    "e-prop": 0.88,
-    "lra-diff": 0.88,
-    "lra-fdbk": 0.86,
-    "target-propagation": 0.86,
-    "decoupled-interfaces": 0.86,
+    "bptt": (0.90, 1e-2),
+    "bptt-hard": (0.72, 1e-2),
+    "shallow": (0.50, 1e-2),
+    "sigprop-surrogate": (0.90, 1e-2),
+    "sigprop-membrane": (0.90, 1e-2),
+    "sigprop-raw-membrane": (0.80, 1e-2),
+    "sigprop-hebbian": (0.82, 1e-2),
+    "error-forward": (0.80, 4e-3),
+    "forward-forward": (0.82, 1e-2),
+    "feedback-alignment": (0.88, 1e-2),
+    "direct-feedback-alignment": (0.88, 1e-2),
+    "kolen-pollack": (0.88, 1e-2),
+    "local-classifier": (0.88, 1e-2),
+    "e-prop": (0.88, 1e-2),
+    "forward-mode": (0.80, 1e-2),
+    "uoro": (0.75, 1e-2),
+    "weight-perturbation": (0.75, 1e-2),
+    "node-perturbation": (0.85, 1e-2),
+    "lra-diff": (0.90, 1e-2),
+    "lra-fdbk": (0.88, 1e-2),
+    "target-propagation": (0.88, 1e-2),
+    "decoupled-interfaces": (0.88, 1e-2),
+    "contrastive-hebbian": (0.88, 1e-2),
 }
 NAMES = list(FLOORS)
 every_rule = pytest.mark.parametrize("name", NAMES)
@@ -136,8 +143,11 @@ def test_local_rules_do_not_look_above(name):
     other = copy.deepcopy(network)
     other.layers[1].synapse.weight.neg_()
     other.readout.weight.neg_()
+    rule = RULES[name]
+    if isinstance(rule, sp.ForwardForward):  # by default it draws its wrong labels by what the readout believes
+        rule = replace(rule, negative="uniform")
     for found in (network, other):
-        learn(RULES[name], found, inputs, labels, updates=4)
+        learn(rule, found, inputs, labels, updates=4)
     first, second = (found.layers[0].synapse.weight for found in (network, other))
     local = facts.backward == "nothing" and not facts.global_error
     assert torch.equal(first, second) == local
@@ -154,7 +164,10 @@ def test_no_error_no_update(name):
     network.regression = True
     inputs, _ = random_batch(network)
     rates = network.run(inputs)[-1].spikes.mean(0)
-    *hidden, weight, bias = raw_update(RULES[name], network, inputs, network.readout(rates))
+    rule = RULES[name]
+    if hasattr(rule, "sigma"):  # perturbations probe the loss around the network: here so near that no spike moves
+        rule = replace(rule, sigma=1e-9)
+    *hidden, weight, bias = raw_update(rule, network, inputs, network.readout(rates))
     assert all(float(gradient.abs().max()) < 1e-12 for gradient in [*hidden, weight, bias])
 
 
@@ -250,11 +263,11 @@ def _stop_in_epoch(number):
 def test_learns_digits_above_its_floor(name):
     data = sp.data.load("digits")
     network = mlp(data.input_shape, [32, 32], 10, seed=0)
-    rule = RULES[name]
-    rule = replace(rule, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2, fused=True))
-    sp.fit(network, rule, data, num_steps=8, epochs=EPOCHS, progress=False)
-    found = sp.evaluate(network, data.validation, 8).accuracy["readout"]
-    assert found > FLOORS[name]
+    floor, rate = FLOORS[name]
+    rule = replace(RULES[name], optimizer=lambda parameters: torch.optim.Adam(parameters, lr=rate, fused=True))
+    epochs = 1 if name == "forward-mode" else EPOCHS  # exact derivatives take their time
+    sp.fit(network, rule, data, num_steps=8, epochs=epochs, progress=False)
+    assert sp.evaluate(network, data.validation, 8).accuracy["readout"] > floor
 
 
 def test_an_unknown_rule_lists_the_known():

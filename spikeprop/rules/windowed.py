@@ -176,6 +176,11 @@ def present(labels: Tensor) -> Tensor:
     return labels if labels.is_floating_point() else labels[-1]
 
 
+def copies(x: Tensor, number: int, dim: int = 0) -> Tensor:
+    """The rows of a batch ``number`` times over."""
+    return torch.cat([x] * number, dim)
+
+
 class AtOutput(NamedTuple):
     """What the readout makes of a window's end. ``delta [B, outputs]`` is the derivative of the mean loss by the outputs;
     ``at_activity [B, *features]`` that by the last layer's activity at any one step of the window; ``steps``: since the
