@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,31 +29,13 @@ from common import RESULTS, header, write_json
 import spikeprop as sp
 from spikeprop.catalogue import RULES
 from spikeprop.models import mlp
+from spikeprop.runs import forget_peak, memory_mib, peak_memory_mib
 
-MIB = 2**20
 TOLERANCE = 0.05
 # glibc's own initial value, fixed. Left alone it rises to the size of the first large block freed; from then on blocks of
 # megabytes (gradients) lie in the heap, and its gaps, 5 to 14 MiB that differ from run to run, drown the figure.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 MODES = ("stream", "stream-system", "whole")
-
-
-def resident(field: str) -> float:
-    """VmRSS (now) or VmHWM (highest so far) of this process in MiB; where there is no /proc, the highest so far for both."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
-
-
-def reset_peak() -> bool:
-    """Forget the highest value so far, so that a peak during the imports hides nothing; False where that is not allowed."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    except OSError:
-        return False
-    return True
 
 
 def learn(settings: dict[str, Any], num_steps: int) -> None:
@@ -76,12 +57,12 @@ def learn(settings: dict[str, Any], num_steps: int) -> None:
 def measure(settings: dict[str, Any], num_steps: int) -> dict[str, Any]:
     """In a fresh process: what this process holds at the baseline, and its peak above that."""
     learn(settings | {"inputs": 16, "hidden": [16, 16], "batch_size": 2, "update_every": 1}, 2)
-    was_reset = reset_peak()
-    baseline, started = resident("VmRSS"), time.perf_counter()
+    was_reset = forget_peak()
+    baseline, started = memory_mib(), time.perf_counter()
     learn(settings, num_steps)
     return {
         "baseline_mib": baseline,
-        "peak_mib": resident("VmHWM") - baseline,
+        "peak_mib": peak_memory_mib() - baseline,
         "seconds": time.perf_counter() - started,
         "peak_was_reset": was_reset,
     }

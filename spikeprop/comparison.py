@@ -17,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,7 @@ from spikeprop.data import Data
 from spikeprop.encoding import from_config
 from spikeprop.errors import InputError, SpikepropError, UnsupportedError
 from spikeprop.evaluation import dead_neurons, evaluate
+from spikeprop.models import mlp
 from spikeprop.network import Network
 from spikeprop.neuron import LIF
 from spikeprop.rules.base import Rule
@@ -90,14 +92,20 @@ def run_cell(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _peak(network: Network, rule: Rule, data: Data, settings: Settings) -> float:
-    """Highest resident memory of some updates, above that of this process with data and network loaded [MiB]."""
+    """Highest resident memory of some updates, above that of this process with data, network and machine code loaded [MiB]."""
     encoder, size = from_config(settings["encoder"]), settings["batch_size"]
-    before = runs.peak_memory_mib()
-    state = rule.initial_state(network, generator=torch.Generator().manual_seed(0))
-    for number in range(MEMORY_UPDATES):
-        rows = slice(number * size, (number + 1) * size)
-        inputs = encoder(data.train.inputs[rows], settings["num_steps"], torch.Generator().manual_seed(number))
-        state = rule.learn(network, rule.begin(state), inputs, data.train.labels[rows])[1]
+
+    def learn(network: Network, updates: int) -> None:
+        state = rule.initial_state(network, generator=torch.Generator().manual_seed(0))
+        for number in range(updates):
+            rows = slice(number * size, (number + 1) * size)
+            inputs = encoder(data.train.inputs[rows], settings["num_steps"], torch.Generator().manual_seed(number))
+            state = rule.learn(network, rule.begin(state), inputs, data.train.labels[rows])[1]
+
+    learn(mlp(data.input_shape, [2, 2], data.num_classes, regression=data.regression), 2)  # loads the code that is in use
+    runs.forget_peak()
+    before = runs.memory_mib()
+    learn(network, MEMORY_UPDATES)
     return runs.peak_memory_mib() - before
 
 
@@ -137,6 +145,8 @@ def compare(
         "searched": kept.get("searched", {}) if same else {},
         "memory": kept.get("memory", {}) if same else {},
         "cells": kept.get("cells", []) if same else [],
+        "seconds": kept.get("seconds", 0.0) if same else 0.0,  # of all cells, without the search
+        "jobs": jobs,
     }
     known = {**known_rates(settings), **{name: found["chosen"] for name, found in done["searched"].items()}}
 
@@ -152,16 +162,19 @@ def compare(
             known[order["rule"]] = chosen
             runs.write_json(path, done)
 
+    before, started = done["seconds"], time.perf_counter()
     made = {(cell["rule"], cell["seed"]) for cell in done["cells"] if cell["learning_rate"] == known[cell["rule"]]}
     done["cells"] = [cell for cell in done["cells"] if (cell["rule"], cell["seed"]) in made]
     orders = [_order(settings, name, seed, known[name], "test") for seed in seeds for name in able if (name, seed) not in made]
     for order, found in _run(orders, jobs, say):
         cell = {"rule": order["rule"], "seed": order["seed"], "learning_rate": order["learning_rate"], **found}
         done["cells"].append(cell)
+        done["seconds"] = before + time.perf_counter() - started
         runs.write_json(path, done)
     orders = [_order(settings, name, 0, known[name], "memory") for name in able if name not in done["memory"]]
     for order, found in _run(orders, jobs, say):
         done["memory"][order["rule"]] = found["peak_memory_mib"]
+        done["seconds"] = before + time.perf_counter() - started
         runs.write_json(path, done)
 
     done["rules"] = [_summary(name, done, seeds, known) for name in able]

@@ -244,11 +244,28 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_mib() -> float:
-    """The most memory this process ever held (resident set), interpreter and libraries included."""
-    try:  # the kernel's own mark for this program; getrusage would count the process that started it, too
+    """The most memory this process held (resident set) since it began or since :func:`forget_peak`, libraries included."""
+    return _resident("VmHWM")  # the kernel's own mark for this program; getrusage would count the process that started it, too
+
+
+def memory_mib() -> float:
+    """The memory this process holds now (resident set); where there is no /proc, the most it ever held."""
+    return _resident("VmRSS")
+
+
+def forget_peak() -> bool:
+    """Begin the peak anew, so that one during the imports hides nothing; False where the system does not allow it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _resident(field: str) -> float:
+    try:
         with open("/proc/self/status", encoding="ascii") as status:
-            kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-        return kib / 1024
+            return next(int(line.split()[1]) for line in status if line.startswith(field)) / 1024
     except (OSError, StopIteration):
         import resource  # not on every system
 
