@@ -18,7 +18,7 @@ from spikeprop.catalogue import RULES
 from spikeprop.comparison_page import describe, ranked
 
 PAGE = ROOT / "docs" / "rules.md"
-BASELINES = {"MNIST": "accuracy-mnist-bptt", "Fashion-MNIST": "accuracy-fashion-mnist-bptt"}
+BASELINES = {"MNIST": "bptt-mnist", "Fashion-MNIST": "bptt-fashion-mnist"}
 NOTES = {
     "bptt": "the baseline; `--truncate k` cuts the graph every k steps; the reset's gradient is detached by default",
     "bptt-hard": "dS/dU is 1 where the neuron spiked, else 0: a silent neuron never learns",

@@ -6,6 +6,8 @@ a rule that leaves a path out has an exact oracle, too.
 """
 
 import copy
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,15 @@ import spikeprop as sp
 from spikeprop.models import conv, mlp
 from spikeprop.network import Network
 from spikeprop.rules.base import learned_by
+
+NETWORKS: list[tuple[str, dict[str, Any]]] = [  # kinds and settings for random_network
+    ("lif", {}),
+    ("lif", {"alpha": 0.4, "reset_mechanism": "subtract", "threshold": 0.75}),
+    ("lif", {"recurrent": True, "alpha": 0.4}),
+    ("conv", {"alpha": 0.4}),
+    ("rate", {}),
+    ("rate", {"recurrent": True}),
+]
 
 
 class Spike(torch.autograd.Function):
@@ -126,3 +137,13 @@ def raw_update(rule: object, network: Network, inputs: Tensor, labels: Tensor, s
     state = rule.initial_state(twin, generator=torch.Generator().manual_seed(seed))
     rule.learn(twin, rule.begin(state), inputs, labels)
     return [weight.grad.clone() for weight in learned_by(twin)]
+
+
+def alone(network: Network, index: int) -> SimpleNamespace:
+    """One layer as a network of its own."""
+    mean = network.input_mean if index == 0 else network.layers[index - 1].rate
+    return SimpleNamespace(layers=[network.layers[index]], centred=network.centred, input_mean=mean)
+
+
+def mean_activity(network: Network, index: int, inputs: Tensor) -> Tensor:
+    return torch.stack(forward(alone(network, index), inputs, cut_recurrence=True)[0]).mean(0)

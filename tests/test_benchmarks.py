@@ -16,6 +16,8 @@ import pytest
 import torch
 
 import spikeprop
+from spikeprop import comparison
+from spikeprop.catalogue import RULES
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 COMMON = {"benchmark", "versions", "commit", "command", "settings", "cells", "summary"}
@@ -149,6 +151,58 @@ def test_committed_memory_is_flat() -> None:
     check_memory(results)
     assert (results["summary"]["shortest"], results["summary"]["longest"]) == (10, 1000)
     assert results["summary"]["passed"] and all(ratio <= 1.05 for ratio in results["summary"]["ratio"].values())
+
+
+def test_committed_comparison_is_whole_and_every_rule_beats_the_floor() -> None:
+    results = json.loads((BENCHMARKS / "results" / "compare-digits.json").read_text())
+    rows = {row["rule"]: row for row in results["rules"]}
+    assert set(rows) == set(RULES), "a rule of the catalogue was not compared"
+    floor = rows["shallow"]["accuracy"]["mean"]
+    for name, row in rows.items():
+        cells = [cell for cell in results["cells"] if cell["rule"] == name]
+        accuracies = [cell["accuracy"]["readout"] for cell in sorted(cells, key=lambda cell: cell["seed"])]
+        assert row["accuracy"]["seeds"] == accuracies and len(accuracies) == 3
+        assert row["accuracy"]["mean"] == pytest.approx(statistics.mean(accuracies))
+        assert name == "shallow" or min(accuracies) > max(rows["shallow"]["accuracy"]["seeds"]) > 0.0
+        assert row["learning_rate"] == comparison.known_rates(results["settings"])[name]
+    assert 0.5 < floor < 0.8 and results["seconds"] <= 25 * 60
+
+
+def test_committed_learning_rates_are_the_best_of_their_grid() -> None:
+    for entry in json.loads(comparison.KNOWN.read_text())["entries"]:
+        assert set(entry["searched"]) == set(RULES)
+        for found in entry["searched"].values():
+            accuracies = found["validation_accuracy"]
+            assert [float(rate) for rate in accuracies] == list(comparison.GRID)
+            assert accuracies[str(found["chosen"])] == max(accuracies.values())
+
+
+def test_committed_memory_of_the_rules_grows_as_they_say() -> None:
+    """Flat where no history is kept; linear in T where it is: the second stretch grows as the first, per step."""
+    results = json.loads((BENCHMARKS / "results" / "memory-rules.json").read_text())
+    assert set(results["rules"]) == set(RULES)
+    for name, row in results["rules"].items():
+        short, middle, long = row["peak_mib"]
+        if RULES[name].facts.stored_history:
+            assert row["mode"] == "whole" and row["kib_per_step"] > 10
+            assert (long - middle) / 900 == pytest.approx((middle - short) / 90, rel=0.25), name
+        else:
+            assert row["mode"] == "stream" and abs(row["kib_per_step"]) < 1.0, name
+
+
+@pytest.mark.parametrize(("data", "goal"), [("mnist", 0.982), ("fashion-mnist", 0.885)])
+def test_committed_baseline_is_no_straw_man(data: str, goal: float) -> None:
+    results = committed(f"bptt-{data}")
+    assert results["settings"].items() >= {"hidden": [512, 512], "num_steps": 8, "epochs": 6, "on": "test"}.items()
+    found = results["summary"]["bptt"]
+    assert found["seeds"] == [0, 1, 2] and found["mean"]["readout"] >= goal
+    assert found["worst"]["dead"] == 0.0
+
+
+def test_the_page_of_rules_is_made_from_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    page = importlib.import_module("rules_page")
+    assert page.page() == page.PAGE.read_text(encoding="utf-8"), "run: python benchmarks/rules_page.py"
 
 
 def committed(name: str) -> dict[str, Any]:

@@ -1,12 +1,9 @@
 """Synthetic gradients: the layers' updates, the models' regression and where it ends, against autograd, float64."""
 
-from functools import partial
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import forward, gradients, random_batch, random_network
+from oracle import NETWORKS, gradients, mean_activity, random_batch, random_network
 from torch import Tensor
 
 import spikeprop as sp
@@ -14,25 +11,6 @@ from spikeprop.models import mlp
 from spikeprop.network import Network
 from spikeprop.rules.base import learned_by
 from spikeprop.rules.decoupled_interfaces import DecoupledInterfaces
-
-NETWORKS = [
-    ("lif", {}),
-    ("lif", {"alpha": 0.4, "reset_mechanism": "subtract", "threshold": 0.75}),
-    ("lif", {"recurrent": True, "alpha": 0.4}),
-    ("conv", {"alpha": 0.4}),
-    ("rate", {}),
-    ("rate", {"recurrent": True}),
-]
-
-
-def alone(network: Network, index: int) -> SimpleNamespace:
-    """One layer as a network of its own."""
-    mean = network.input_mean if index == 0 else network.layers[index - 1].rate
-    return SimpleNamespace(layers=[network.layers[index]], centred=network.centred, input_mean=mean)
-
-
-def mean_activity(network: Network, index: int, inputs: Tensor) -> Tensor:
-    return torch.stack(forward(alone(network, index), inputs, cut_recurrence=True)[0]).mean(0)
 
 
 def at_top(network: Network, rates: Tensor, labels: Tensor) -> Tensor:
@@ -172,24 +150,3 @@ def test_a_layer_does_not_wait_for_the_loss():
         network.readout.weight.mul_(factor)
         found.append(learn(network, inputs, labels, models)[0][:2])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-def test_a_stream_of_single_steps_is_the_sequence_in_windows_of_one():
-    inputs, labels = random_batch(random_network(recurrent=True, alpha=0.4))
-    whole, stream = random_network(recurrent=True, alpha=0.4), random_network(recurrent=True, alpha=0.4)
-    rule = DecoupledInterfaces(update_every=1)
-    rule.learn(whole, rule.begin(rule.initial_state(whole, generator=torch.Generator().manual_seed(0))), inputs, labels)
-    state = rule.begin(rule.initial_state(stream, generator=torch.Generator().manual_seed(0)))
-    for x in inputs:
-        _, state = rule.learn(stream, state, x.unsqueeze(0), labels)
-    assert all(torch.equal(a, b) for a, b in zip(learned_by(whole), learned_by(stream), strict=True))
-    assert not torch.equal(whole.layers[0].synapse.weight, random_network(recurrent=True).layers[0].synapse.weight)
-
-
-def test_digits_well_above_random_features():
-    """A readout on the layers as they are drawn stays below 0.7, however long it learns."""
-    data = sp.data.load("digits")
-    network = mlp(data.input_shape, [32, 32], 10)
-    rule = DecoupledInterfaces(optimizer=partial(torch.optim.Adam, lr=1.6e-2, fused=True))
-    sp.fit(network, rule, data, num_steps=8, epochs=2, progress=False)
-    assert sp.evaluate(network, data.validation, 8).accuracy["readout"] > 0.85

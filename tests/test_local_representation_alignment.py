@@ -1,12 +1,11 @@
 """Local representation alignment against its own equations written out under autograd, float64, one layer at a time."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import forward, gradients, loss_at_readout, random_batch, random_network, raw_update
+from oracle import NETWORKS, gradients, loss_at_readout, mean_activity, random_batch, random_network, raw_update
 from torch import Tensor
 
 import spikeprop as sp
@@ -14,25 +13,6 @@ from spikeprop.models import mlp
 from spikeprop.network import Network
 from spikeprop.rules.base import learned_by
 from spikeprop.rules.local_representation_alignment import LocalRepresentationAlignment
-
-NETWORKS = [
-    ("lif", {}),
-    ("lif", {"alpha": 0.4, "reset_mechanism": "subtract", "threshold": 0.75}),
-    ("lif", {"recurrent": True, "alpha": 0.4}),
-    ("conv", {"alpha": 0.4}),
-    ("rate", {}),
-    ("rate", {"recurrent": True}),
-]
-
-
-def alone(network: Network, index: int) -> SimpleNamespace:
-    """One layer as a network of its own."""
-    mean = network.input_mean if index == 0 else network.layers[index - 1].rate
-    return SimpleNamespace(layers=[network.layers[index]], centred=network.centred, input_mean=mean)
-
-
-def mean_activity(network: Network, index: int, inputs: Tensor) -> Tensor:
-    return torch.stack(forward(alone(network, index), inputs, cut_recurrence=True)[0]).mean(0)
 
 
 def smooth(network: Network, index: int, membrane: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,18 +161,6 @@ def test_what_it_asks_of_a_machine_depends_on_the_feedback():
 def test_refuses_what_makes_no_sense(options):
     with pytest.raises(sp.errors.InputError, match=next(iter(options))):
         LocalRepresentationAlignment(**options)
-
-
-def test_a_stream_of_single_steps_is_the_sequence_in_windows_of_one():
-    inputs, labels = random_batch(random_network(recurrent=True, alpha=0.4))
-    whole, stream = random_network(recurrent=True, alpha=0.4), random_network(recurrent=True, alpha=0.4)
-    rule = LocalRepresentationAlignment(feedback="fdbk", learn_feedback=True, update_every=1)
-    rule.learn(whole, rule.begin(rule.initial_state(whole, generator=torch.Generator().manual_seed(0))), inputs, labels)
-    state = rule.begin(rule.initial_state(stream, generator=torch.Generator().manual_seed(0)))
-    for x in inputs:
-        _, state = rule.learn(stream, state, x.unsqueeze(0), labels)
-    assert all(torch.equal(a, b) for a, b in zip(learned_by(whole), learned_by(stream), strict=True))
-    assert not torch.equal(whole.layers[0].synapse.weight, random_network(recurrent=True).layers[0].synapse.weight)
 
 
 @pytest.mark.parametrize("options", [{}, {"feedback": "fdbk"}, {"feedback": "fdbk", "learn_feedback": True}])

@@ -1,34 +1,15 @@
 """Target propagation: inverses, targets and hidden updates against autograd and closed forms, float64."""
 
-from functools import partial
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import forward, gradients, random_batch, random_network, raw_update
+from oracle import NETWORKS, alone, forward, gradients, random_batch, random_network, raw_update
 from torch import Tensor
 
 import spikeprop as sp
 from spikeprop.models import mlp
 from spikeprop.network import Network
-from spikeprop.rules.base import learned_by
 from spikeprop.rules.target_propagation import TargetPropagation
-
-NETWORKS = [
-    ("lif", {}),
-    ("lif", {"alpha": 0.4, "reset_mechanism": "subtract", "threshold": 0.75}),
-    ("lif", {"recurrent": True, "alpha": 0.4}),
-    ("conv", {"alpha": 0.4}),
-    ("rate", {}),
-    ("rate", {"recurrent": True}),
-]
-
-
-def alone(network: Network, index: int) -> SimpleNamespace:
-    """One layer as a network of its own."""
-    mean = network.input_mean if index == 0 else network.layers[index - 1].rate
-    return SimpleNamespace(layers=[network.layers[index]], centred=network.centred, input_mean=mean)
 
 
 def learn(rule: TargetPropagation, network: Network, inputs: Tensor, labels: Tensor, inverses: list[Tensor] | None = None):
@@ -180,24 +161,3 @@ def test_same_seed_same_noise():
     inputs, labels = random_batch(network)
     (first, _), (second, _) = (learn(TargetPropagation(), random_network(), inputs, labels) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_a_stream_of_single_steps_is_the_sequence_in_windows_of_one():
-    inputs, labels = random_batch(random_network(recurrent=True, alpha=0.4))
-    whole, stream = random_network(recurrent=True, alpha=0.4), random_network(recurrent=True, alpha=0.4)
-    rule = TargetPropagation(update_every=1)
-    rule.learn(whole, rule.begin(rule.initial_state(whole, generator=torch.Generator().manual_seed(0))), inputs, labels)
-    state = rule.begin(rule.initial_state(stream, generator=torch.Generator().manual_seed(0)))
-    for x in inputs:
-        _, state = rule.learn(stream, state, x.unsqueeze(0), labels)
-    assert all(torch.equal(a, b) for a, b in zip(learned_by(whole), learned_by(stream), strict=True))
-    assert not torch.equal(whole.layers[0].synapse.weight, random_network(recurrent=True).layers[0].synapse.weight)
-
-
-def test_digits_well_above_random_features():
-    """A readout on the layers as they are drawn stays below 0.7, however long it learns."""
-    data = sp.data.load("digits")
-    network = mlp(data.input_shape, [32, 32], 10)
-    rule = TargetPropagation(optimizer=partial(torch.optim.Adam, lr=1.6e-2, fused=True))
-    sp.fit(network, rule, data, num_steps=8, epochs=2, progress=False)
-    assert sp.evaluate(network, data.validation, 8).accuracy["readout"] > 0.85
