@@ -37,7 +37,7 @@ from spikeprop.neuron import LIF
 from spikeprop.rules.base import Rule
 from spikeprop.training import fit
 
-GRID = (1e-3, 3e-3, 1e-2, 3e-2)
+GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 KNOWN = Path(__file__).with_name("learning_rates.json")
 RESULTS = "compare.json"
 SHARES = {"dead": "dead", "nearly_dead": "nearly_dead", "saturated": "saturated", "firing_rate": "rate"}
