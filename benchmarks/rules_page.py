@@ -33,7 +33,8 @@ NOTES = {
     "direct-feedback-alignment": "the error goes straight to every layer through a fixed random matrix",
     "kolen-pollack": "feedback alignment whose feedback learns; W and B become equal",
     "local-classifier": "DECOLLE: a fixed random readout per layer, an error at every step",
-    "e-prop": "eligibility per synapse, a broadcast error; `--broadcast symmetric` for the other form",
+    "e-prop": "eligibility per synapse, a broadcast error; one update per sequence is direct feedback alignment's, "
+    "found forward in time; `--broadcast symmetric` for the other form",
     "forward-mode": "RTRL: the exact gradient of BPTT, carried forward; small networks only",
     "uoro": "RTRL's derivatives as a random outer product, unbiased",
     "weight-perturbation": "moves all weights at random and keeps what helps",

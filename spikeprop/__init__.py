@@ -5,7 +5,7 @@
 LIF(beta=0.9, threshold=1.0, alpha=0.0, bias=0.0, reset_mechanism=zero)
 """
 
-from spikeprop import data, encoding, errors
+from spikeprop import alignment, data, encoding, errors
 from spikeprop.encoding import Current, Events, Latency, Poisson
 from spikeprop.evaluation import Evaluation, Health, dead_neurons, evaluate
 from spikeprop.homeostasis import Homeostasis
@@ -89,6 +89,7 @@ __all__ = [
     "SigProp",
     "SimilarityCrossEntropy",
     "WinnerTakeAll",
+    "alignment",
     "data",
     "dead_neurons",
     "decay_from_tau",

@@ -211,15 +211,21 @@ def _dead(rows: list[Content]) -> str:
 
 def _cost(rows: list[Content]) -> str:
     def draw(figure: Any) -> None:
-        axis = figure.subplots()
-        for row in rows:
-            axis.plot(row["seconds_per_epoch"], row["peak_memory_mib"], "o", color=_colour(row), markersize=5)
-            place = (row["seconds_per_epoch"], row["peak_memory_mib"])
-            axis.annotate(row["rule"], place, (5, 2), textcoords="offset points", fontsize=6.5)
-        axis.set(title="Cost", xlabel="seconds per epoch", ylabel="peak memory (MiB)", xscale="log", yscale="log")
-        axis.grid()
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, key, title, unit in zip(
+            axes, ("seconds_per_epoch", "peak_memory_mib"), ("Time", "Memory"), UNITS, strict=True
+        ):
+            for place, row in enumerate(rows):
+                axis.plot(row[key], place, "o", color=_colour(row), markersize=5)
+            _names(axis, rows)
+            axis.set(title=title, xlabel=unit, xscale="log")
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.minorticks_off()
 
-    return svg("cost", (5.6, 4.2), draw)
+    return svg("cost", (7.4, _height(rows)), draw)
+
+
+UNITS = ("seconds per epoch", "MiB at the peak")
 
 
 def _lines(rows: list[Content], name: str, title: str, series: Any) -> str:
@@ -234,9 +240,9 @@ def _lines(rows: list[Content], name: str, title: str, series: Any) -> str:
         axis.set(title=title, xlabel="epoch")
         axis.grid(axis="y")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(loc="best", fontsize=7)
+        figure.legend(loc="outside right upper", fontsize=7.5)  # beside the lines, which fill the axis
 
-    return svg(name, (5.6, 3.8), draw)
+    return svg(name, (7.0, 3.6), draw)
 
 
 def _curves(rows: list[Content], key: str) -> str:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -54,7 +54,6 @@ class ContrastiveHebbian(LayerwiseRule):
         backward="one layer",
         time="O(B k w)",
         memory="O(B k n)",
-        extra_weights="none, or G_l, neurons of layer l + 1 x neurons of layer l, fixed",
         symmetric_weights=True,
         stored_history=True,
         global_error=True,
@@ -69,6 +68,9 @@ class ContrastiveHebbian(LayerwiseRule):
             raise InputError(f"ContrastiveHebbian: gamma = {self.gamma} must be above 0, or the two phases would be the same")
         if self.feedback not in get_args(Feedback):
             raise InputError(f"ContrastiveHebbian: feedback = {self.feedback!r} is not one of {get_args(Feedback)}")
+        if self.feedback == "random":  # the two variants differ in what they ask of a machine
+            weights = "G_l, neurons of layer l + 1 x neurons of layer l, fixed"
+            object.__setattr__(self, "facts", replace(self.facts, symmetric_weights=False, extra_weights=weights))
 
     def own_weights(self, network: Network, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if self.feedback == "symmetric":

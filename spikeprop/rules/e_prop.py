@@ -21,7 +21,7 @@ a single step it is backpropagation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -41,7 +41,7 @@ class EProp(LayerwiseRule):
     """The rule; see the module.
 
     Args:
-        broadcast: "random" (the facts are its) or "symmetric", which takes the signal down through transposed forward weights,
+        broadcast: "random" or "symmetric", which takes the signal down through transposed forward weights,
             a layer at a time.
         scale: random broadcast weights are drawn from N(0, scale^2 / outputs).
         trace: "exact", as above, or "shared": what a reset takes off the membrane is held constant, so that the trace needs no
@@ -62,10 +62,12 @@ class EProp(LayerwiseRule):
     broadcast: Broadcast = "random"
     scale: float = 1.0
 
-    def initial_state(self, network: Network, *, generator: torch.Generator | None = None) -> WindowedState:
+    def __post_init__(self) -> None:
         if self.broadcast not in get_args(Broadcast):
             raise InputError(f"EProp: broadcast = {self.broadcast!r} is not one of {get_args(Broadcast)}")
-        return super().initial_state(network, generator=generator)
+        if self.broadcast == "symmetric":  # the two variants differ in what they ask of a machine
+            facts = replace(self.facts, backward="one layer", symmetric_weights=True, extra_weights="none")
+            object.__setattr__(self, "facts", facts)
 
     def own_weights(self, network: Network, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if self.broadcast == "symmetric":
