@@ -20,7 +20,7 @@ from memory import ALLOCATOR, measure_fresh
 
 from spikeprop.catalogue import RULES
 
-NETWORK = {"inputs": 64, "hidden": [32, 32], "batch_size": 32, "update_every": 5, "input_rate": 0.1, "seed": 0}
+NETWORK = {"inputs": 64, "hidden": [32, 32], "batch_size": 32, "update_every": 1, "input_rate": 0.1, "seed": 0}
 
 
 def mode(name: str) -> str:

@@ -16,6 +16,7 @@ from common import RESULTS, ROOT, read_json
 
 from spikeprop.catalogue import RULES
 from spikeprop.comparison_page import describe, ranked
+from spikeprop.comparison_page import memory as memory_of
 
 PAGE = ROOT / "docs" / "rules.md"
 BASELINES = {"MNIST": "bptt-mnist", "Fashion-MNIST": "bptt-fashion-mnist"}
@@ -139,7 +140,7 @@ def page() -> str:
                 layers(row["alignment"]),
                 f"{row['learning_rate']:g}",
                 f"{row['seconds_per_epoch']:.2f}",
-                f"{row['peak_memory_mib']:.1f}",
+                memory_of(row),
             ]
             for name, row in rows.items()
         ],
@@ -255,8 +256,11 @@ processes, the search of learning rates not counted.
 Figures with slashes are per layer, first to last. Dead: never spikes on the test part. Nearly dead: spikes in less than 1 %
 of the samples. Saturated: spikes at every step. Rate: spikes per neuron and step. Aligned: cosine of the rule's update with
 the gradient of BPTT (reset detached) on the same 128 training samples, after the last epoch; over training in `compare.html`.
-MiB: peak memory of three updates in a fresh process, above what it held before. Homeostasis is on for SigProp, off for the
-others, as each has it by default (`--homeostasis on` or `off` for all).
+MiB: peak memory of three updates in a fresh process, above what it held before. Seconds are those of two processes at a time
+on two shared cores. Homeostasis is on for SigProp, off for the others, as each has it by default (`--homeostasis on` or `off`
+for all). Rules whose means differ by less than a standard deviation are not told apart here. A rule's other settings (gains,
+thresholds, noise) are its defaults; those of error-forward, forward-forward, contrastive-hebbian and the perturbations were
+chosen on this validation part, SigProp's on digits and MNIST.
 
 A small network flatters what does not scale: perturbations (their variance grows with the number of neurons or weights),
 error-forward (each layer blurs the error once more), forward-forward and exact forward-mode. The baseline at size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ def updates(network: Network, rule: Rule, state: Any, inputs: Tensor, labels: Te
         Gradients (an update goes against them) of the weights of every layer, its bias last, and of the readout's.
     """
     twin, state = copy.deepcopy((network, state))  # together, so that the optimiser's tensors stay the network's
+    if getattr(rule, "update_every", None) is not None:  # one window, or only the last one's gradient would be seen
+        rule = replace(rule, update_every=None)  # type: ignore[type-var]
     rule.learn(twin, rule.begin(state), inputs, labels)
     gradients = iter([weight.grad for weight in learned_by(twin) if weight.grad is not None])
     per_layer = [[next(gradients) for _ in layer.weights()] for layer in twin.layers]
@@ -39,7 +42,8 @@ def alignment(network: Network, rule: Rule, state: Any, inputs: Tensor, labels: 
     """
     reference = BPTT()
     ours = updates(network, rule, state, inputs, labels)
-    theirs = updates(network, reference, reference.initial_state(network), inputs, labels)
+    twin = copy.deepcopy(network)  # a fresh state drops what belongs to another rule
+    theirs = updates(twin, reference, reference.initial_state(twin), inputs, labels)
     found: list[float | None] = []
     for a, b in zip(ours[:-1], theirs[:-1], strict=True):
         first, second = (torch.cat([part.flatten().double() for part in parts[:-1]]) for parts in (a, b))

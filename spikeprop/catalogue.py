@@ -100,9 +100,8 @@ def configure(name: str, options: Mapping[str, Any]) -> Rule:
             changed = _set(rule, option, value)
             if changed is None:
                 able = [other for other, known in RULES.items() if _set(known, option, value) is not None]
-                raise InputError(
-                    f"--{option.replace('_', '-')} does not apply to the rule {name}; it does to {', '.join(able)}"
-                )
+                hint = "; for BPTT it is --truncate" if option == "update_every" else f"; it does to {', '.join(able)}"
+                raise InputError(f"--{option.replace('_', '-')} does not apply to the rule {name}{hint}")
             rule = changed
     return rule
 

@@ -31,7 +31,7 @@ from spikeprop.neuron import LIF
 from spikeprop.options import COMPARED, DEFAULT_STEPS, DEFAULTS, parser
 from spikeprop.rules.base import Rule
 from spikeprop.storage import read_tensors, save_network, write_text
-from spikeprop.training import CHECKPOINT, check_training, default_batch_size, fit
+from spikeprop.training import CHECKPOINT, check_rule, check_training, default_batch_size, fit
 
 
 class Outcome(NamedTuple):
@@ -71,7 +71,11 @@ def train(args: argparse.Namespace) -> Outcome:
     network, rule, test = _network(config, data, args.resume, out), _rule(config), _split(data, "test")
     if not args.resume:  # whatever may be refused is refused before an earlier run is replaced
         check_training(network, data, config["epochs"], encoder, config["noise"])
-        rule.check(network, config["batch_size"])
+        samples, size, steps = len(data.train.labels), config["batch_size"], config["num_steps"]
+        check_rule(rule, network, samples, size, steps)
+        runs.check_memory(
+            rule.memory(network, size, steps) / 2**20, args.memory_limit, f"{config['rule']} on {config['model']}"
+        )
         rule.initial_state(copy.deepcopy(network))
         untrained = runs.health_before_training(copy.deepcopy(network), data, test, **settings)
         config["health_before_training"] = untrained.to_dict()
@@ -110,7 +114,9 @@ def train(args: argparse.Namespace) -> Outcome:
 def compare_rules(args: argparse.Namespace) -> Outcome:
     """Train the same network by several rules, and say how they fare."""
     report.require_matplotlib()
-    names = list(catalogue.RULES) if args.rules == "all" else list(dict.fromkeys(args.rules.split(",")))
+    names = (
+        list(catalogue.RULES) if args.rules == "all" else list(dict.fromkeys(name.strip() for name in args.rules.split(",")))
+    )
     for name in names:
         catalogue.find(name)
     given = {name: getattr(args, name) for name in COMPARED if getattr(args, name) is not None}
@@ -121,6 +127,8 @@ def compare_rules(args: argparse.Namespace) -> Outcome:
     config = _suited(config, data)
     _split(data, "validation"), _split(data, "test")
     out = args.out or Path("runs") / f"compare-{config['data']}"
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder")
     say = functools.partial(print, file=sys.stderr, flush=True)
     limits = {"jobs": args.jobs, "memory_limit": args.memory_limit}
     found = comparison.compare(config, names, range(args.seeds), out, say=say, **limits)
@@ -301,7 +309,7 @@ def _inherit(given: dict[str, Any]) -> dict[str, Any]:
     before = runs.load_run(path).config
     taken_over = ("data", "data_root", "full_train", "encoder", "model", "recurrent", "beta", "threshold", "num_steps")
     kept = {name: before[name] for name in taken_over}
-    for name in ("model", "beta", "threshold"):
+    for name in ("model", "recurrent", "beta", "threshold"):
         if name in given and given[name] != kept[name]:
             raise InputError(f"--{name} {given[name]}: the network of {path} has {kept[name]}; leave the option out")
     return {**kept, **{name: value for name, value in given.items() if name in kept}}

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,13 +31,12 @@ from spikeprop import catalogue, runs
 from spikeprop.alignment import observer
 from spikeprop.data import Data
 from spikeprop.encoding import from_config
-from spikeprop.errors import InputError, SpikepropError, UnsupportedError
+from spikeprop.errors import InputError, SpikepropError
 from spikeprop.evaluation import dead_neurons, evaluate
-from spikeprop.models import mlp
 from spikeprop.network import Network
 from spikeprop.neuron import LIF
 from spikeprop.rules.base import Rule
-from spikeprop.training import fit
+from spikeprop.training import check_rule, fit
 
 GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 KNOWN = Path(__file__).with_name("learning_rates.json")
@@ -68,7 +69,7 @@ def run_cell(order: dict[str, Any]) -> dict[str, Any]:
     data, encoder = runs.load_data(settings), from_config(settings["encoder"])
     network, rule = build(settings, data, name, order["learning_rate"], seed)
     if order["look_at"] == "memory":
-        return {"peak_memory_mib": _peak(network, rule, data, settings)}
+        return {"peak_memory_mib": _peak(network, rule, data, order)}
     how = {"num_steps": settings["num_steps"], "encoder": encoder, "seed": seed}
     observe = None
     if order["look_at"] == "test":
@@ -91,18 +92,20 @@ def run_cell(order: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _peak(network: Network, rule: Rule, data: Data, settings: Settings) -> float:
+def _peak(network: Network, rule: Rule, data: Data, order: dict[str, Any]) -> float:
     """Highest resident memory of some updates, above that of this process with data, network and machine code loaded [MiB]."""
+    settings = order["settings"]
     encoder, size = from_config(settings["encoder"]), settings["batch_size"]
 
     def learn(network: Network, updates: int) -> None:
         state = rule.initial_state(network, generator=torch.Generator().manual_seed(0))
         for number in range(updates):
-            rows = slice(number * size, (number + 1) * size)
-            inputs = encoder(data.train.inputs[rows], settings["num_steps"], torch.Generator().manual_seed(number))
-            state = rule.learn(network, rule.begin(state), inputs, data.train.labels[rows])[1]
+            inputs = encoder(data.train.inputs[:size], settings["num_steps"], torch.Generator().manual_seed(number))
+            state = rule.learn(network, rule.begin(state), inputs, data.train.labels[:size])[1]
 
-    learn(mlp(data.input_shape, [2, 2], data.num_classes, regression=data.regression), 2)  # loads the code that is in use
+    kind, _, sizes = settings["model"].partition(":")
+    tiny = {**settings, "model": f"{kind}:{re.sub('[0-9]+', '2', sizes)}"}
+    learn(build(tiny, data, order["rule"], order["learning_rate"], 0)[0], 2)  # loads the machine code that is in use
     runs.forget_peak()
     before = runs.memory_mib()
     learn(network, MEMORY_UPDATES)
@@ -132,16 +135,16 @@ def compare(
     data = runs.load_data(settings)
     refused = {name: reason for name in names if (reason := _refusal(settings, data, name, memory_limit)) is not None}
     if len(refused) == len(names):
-        raise InputError("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
-    for name, reason in refused.items():
-        say(f"{name}: left out; {reason}")
+        raise InputError("; ".join(refused.values()))
+    for reason in refused.values():
+        say(f"left out: {reason}")
     able = [name for name in names if name not in refused]
     path = folder / RESULTS
     kept = runs.read_json(path) if path.exists() else {}
-    same = kept.get("settings") == json.loads(json.dumps(settings))
+    made_by = {"settings": settings, "grid": GRID, "versions": {**runs.versions(), "threads": "1"}}
+    same = all(kept.get(key) == json.loads(json.dumps(value)) for key, value in made_by.items())
     done: dict[str, Any] = {
-        "settings": settings,
-        "versions": runs.versions(),
+        **made_by,
         "searched": kept.get("searched", {}) if same else {},
         "memory": kept.get("memory", {}) if same else {},
         "cells": kept.get("cells", []) if same else [],
@@ -195,14 +198,12 @@ def known_rates(settings: Settings) -> dict[str, float]:
 def _refusal(settings: Settings, data: Data, name: str, memory_limit: float) -> str | None:
     """Why a rule cannot be part of this comparison, or None."""
     network, rule = build(settings, data, name, None, 0)
+    samples, size, steps = len(data.train.labels), settings["batch_size"], settings["num_steps"]
     try:
-        rule.check(network, settings["batch_size"])
-    except UnsupportedError as error:
+        check_rule(rule, network, samples, size, steps)
+        runs.check_memory(rule.memory(network, max(size, PROBE), steps) / 2**20, memory_limit, f"{name} on {settings['model']}")
+    except SpikepropError as error:
         return str(error)
-    needed = rule.memory(network, max(settings["batch_size"], PROBE), settings["num_steps"]) / 2**20
-    if needed > memory_limit:
-        limit = f"more than {memory_limit:,.0f}; raise --memory-limit or use a smaller model"
-        return f"{name} would need about {needed:,.0f} MiB, {limit}"
     return None
 
 
@@ -229,7 +230,11 @@ def _run(orders: list[dict[str, Any]], jobs: int, say: Say) -> Iterator[tuple[di
 
 def _fresh_process(order: dict[str, Any]) -> dict[str, Any]:
     """:func:`run_cell` in a process of its own, on one thread."""
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    one_thread = {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": "131072",
+    }  # see benchmarks/memory.py
     command = [sys.executable, "-m", "spikeprop.comparison"]
     done = subprocess.run(
         command, input=json.dumps(order), env=os.environ | one_thread, capture_output=True, text=True, check=False
@@ -281,7 +286,15 @@ def _spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone, by whatever signal."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         print(json.dumps(run_cell(json.loads(sys.stdin.read()))))
     except SpikepropError as error:

@@ -196,8 +196,8 @@ class Network(nn.Module):
         beside_input: bool = False,
         generator: torch.Generator | None = None,
     ) -> TargetSynapse:
-        """Give the network target synapses into layer 1, unless it has them; returns them. See :class:`TargetSynapse`."""
-        if self.target is None:
+        """Give the network target synapses into layer 1, unless it has such ones; returns them. See :class:`TargetSynapse`."""
+        if self.target is None or self.target.beside_input != beside_input:
             first, kind = self.layers[0], {"learned": learned, "beside_input": beside_input}
             target = TargetSynapse(self.outputs, first.output_shape, scale=scale, generator=generator, **kind)
             self.target = target.to(first.bias)

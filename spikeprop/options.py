@@ -264,7 +264,7 @@ def _training(made: argparse.ArgumentParser) -> None:
     option("--trace", traces, choices=("shared", "exact"))
     option("--homeostasis", "hold every neuron's rate in a band (default: on for SigProp)", choices=("on", "off"))
     option("--truncate", "BPTT: cut the graph, and update, every K time steps (default: never)", type=_count, metavar="K")
-    resets = "BPTT, forward-mode: whether a gradient flows through the reset (default: detached)"
+    resets = "BPTT, forward-mode, uoro: whether a gradient flows through the reset (default: detached)"
     option("--reset-gradient", resets, choices=get_args(ResetGradient))
     option("--broadcast", "e-prop: the error's weights (default: random)", choices=("symmetric", "random"))
     option("--noise", "standard deviation of noise on the training inputs, for small data", type=_positive, metavar="X")
@@ -273,6 +273,8 @@ def _training(made: argparse.ArgumentParser) -> None:
     option("--weight-bits", "train with Loihi's weights of 2 to 8 bits, and its decays", type=int, choices=bits, metavar="N")
     option("--start-from", "a finished run whose trained network to start from; its model is taken over", metavar="RUN")
     option("--seed", "fixes weights, order and random encoders", type=_seed, metavar="N")
+    limit = "refuse a rule that is estimated to need more (default: this machine's memory)"
+    made.add_argument("--memory-limit", type=_positive, metavar="MIB", help=limit)
     made.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder (default: runs/DATA-RULE)")
     made.add_argument("--resume", action="store_true", help="continue the run in --out after its last whole epoch")
     made.add_argument("--overwrite", action="store_true", help="replace the run in --out")

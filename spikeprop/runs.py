@@ -12,6 +12,8 @@ result.json               what the trained network does on the test split; writt
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -241,6 +243,24 @@ def versions() -> dict[str, str]:
         "platform": platform.platform(),
         "threads": str(torch.get_num_threads()),
     }
+
+
+def check_memory(needed: float, limit: float | None, what: str) -> None:
+    """Raise InputError if an estimate of memory exceeds a limit, by default the machine's own memory [MiB]."""
+    limit = machine_memory_mib() if limit is None else limit
+    if needed > limit:
+        raise InputError(
+            f"{what} would need about {needed:,.4g} MiB, more than {limit:,.4g}; use a smaller model or batch, fewer steps or "
+            "another rule, or raise --memory-limit"
+        )
+
+
+def machine_memory_mib() -> float:
+    """What memory this machine has; infinity where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+    except (ValueError, OSError, AttributeError):
+        return math.inf
 
 
 def peak_memory_mib() -> float:

@@ -1,7 +1,7 @@
 """What the learning signal is attached to: SigProp's option f(U), or the membrane U itself.
 
-Each option maps the pre-reset membrane to the value ``phi`` that the local loss reads, and gives ``dphi/dU``. The spike
-function S is not among them: no rule here differentiates a spike.
+Each option maps the pre-reset membrane to the value ``phi`` that the local loss reads, and gives ``dphi/dU``. SigProp never
+differentiates a spike; rules that need a derivative of one (:class:`spikeprop.BPTT`) put ``dphi/dU`` in its place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from spikeprop.errors import InputError
 
 
 class LearnOn:
-    """An option for ``SigProp(learn_on=...)``."""
+    """An option for ``SigProp(learn_on=...)``, and for the ``surrogate`` of other rules."""
 
     def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
         """``(phi, dphi/dU)``, each in the shape of ``membrane``; None stands for a derivative of 1 everywhere."""
@@ -91,8 +91,8 @@ class Hard(LearnOn):
     """phi = S, with a derivative of 1 where the neuron spiked and 0 elsewhere: no smooth surrogate, so a silent neuron is
     blind.
 
-    For :class:`spikeprop.BPTT`, to show the dead-neuron problem in its pure form. (The literal derivative of a step is 0 almost
-    everywhere and would move no hidden weight at all.)
+    For :class:`spikeprop.BPTT` on LIF neurons, to show the dead-neuron problem in its pure form. (The literal derivative of a
+    step is 0 almost everywhere and would move no hidden weight at all.)
     """
 
     def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:

@@ -94,12 +94,13 @@ def fit(
     encoder = default_encoder(data.temporal) if encoder is None else encoder
     check_training(network, data, epochs, encoder, noise)
     batch_size = default_batch_size(len(inputs)) if batch_size is None else batch_size
-    rule.check(network, batch_size)
     num_steps = num_steps or data.num_steps
     if num_steps is None:
         raise InputError(f"fit: num_steps is missing: the data set {data.name} has no time axis of its own")
+    check_rule(rule, network, len(inputs), batch_size, num_steps)
     batches = math.ceil(len(inputs) / batch_size)
     settings = {
+        "rule": type(rule).__name__,
         "num_steps": num_steps,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -174,6 +175,17 @@ def check_training(network: Network, data: Data, epochs: int, encoder: Encoder, 
         raise InputError(
             f"fit: {data.name} has {data.num_classes} {kinds[data.regression]}, "
             f"the network {network.outputs} {kinds[network.regression]}"
+        )
+
+
+def check_rule(rule: Rule, network: Network, samples: int, batch_size: int, num_steps: int) -> None:
+    """Raise InputError or UnsupportedError for what a rule would refuse, or never learn from, in the course of :func:`fit`."""
+    rule.check(network, samples % batch_size or min(batch_size, samples))  # the last batch may be smaller
+    window = getattr(rule, "update_every", None)
+    if window is not None and window > num_steps:
+        raise InputError(
+            f"fit: update_every = {window} is longer than a sequence of {num_steps} steps; leave it out to update once per "
+            "sequence"
         )
 
 

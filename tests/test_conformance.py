@@ -14,7 +14,7 @@ from spikeprop.models import mlp
 from spikeprop.rules.base import learned_by
 
 # Validation accuracy on digits (mlp:32,32, T = 8, EPOCHS epochs, Adam) that the rule must exceed at this learning rate: well
-# below what it reached with two seeds, well above the floor of all, "shallow" (.63 and .71).
+# below what it reached with two seeds, above the floor of all, which is "shallow" (.63 and .71 at this rate).
 EPOCHS = 4
 FLOORS = {
     "bptt": (0.90, 1e-2),
@@ -49,11 +49,6 @@ def refuses(name: str, kind: str) -> bool:
     return kind in RULES[name].facts.refuses
 
 
-def network_for(name: str):
-    """A small network that the rule takes."""
-    return random_network(alpha=0.0, recurrent=False)
-
-
 def learn(rule, network, inputs, labels, *, seed=0, updates=1):
     state = rule.initial_state(network, generator=torch.Generator().manual_seed(seed))
     for _ in range(updates):
@@ -67,7 +62,7 @@ def test_the_table_is_whole():
 
 @every_rule
 def test_deterministic_under_a_seed(name):
-    network = network_for(name)
+    network = random_network()
     inputs, labels = random_batch(network)
     twins = [copy.deepcopy(network) for _ in range(2)]
     for twin in twins:
@@ -80,7 +75,7 @@ def test_deterministic_under_a_seed(name):
 @every_rule
 @pytest.mark.parametrize("what", ["silence", "saturation", "noise"])
 def test_finite_whatever_the_input(name, what):
-    network = network_for(name)
+    network = random_network()
     inputs, labels = random_batch(network)
     inputs = {"silence": torch.zeros_like(inputs), "saturation": inputs * 1000.0, "noise": inputs}[what]
     answer, _ = learn(RULES[name], network, inputs, labels, updates=10)
@@ -90,7 +85,7 @@ def test_finite_whatever_the_input(name, what):
 @every_rule
 @pytest.mark.parametrize("steps", [1, 5])
 def test_the_answer_is_that_of_the_network_over_all_steps_given(name, steps):
-    network = network_for(name)
+    network = random_network()
     inputs, labels = random_batch(network, steps=steps)
     activity = [layer.spikes for layer in network.run(inputs)]
     expected = network.readout(activity[-1].mean(0))
@@ -104,7 +99,7 @@ def test_the_answer_is_that_of_the_network_over_all_steps_given(name, steps):
 @every_rule
 def test_a_stream_carries_its_state_and_does_not_grow(name):
     """Step by step, the last answer is still that of the whole sequence, and what the rule holds stays the same size."""
-    network = network_for(name)
+    network = random_network()
     still = replace(RULES[name], optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0), homeostasis=None)
     network.centred = False  # the running rates, which centring reads, move with every call
     inputs, labels = random_batch(network, steps=12)
@@ -138,19 +133,48 @@ def test_local_rules_do_not_look_above(name):
 
     Over a few updates: learned feedback and synthetic gradients start from nothing.
     """
-    network, facts = network_for(name), RULES[name].facts
+    network, facts = random_network(), RULES[name].facts
     inputs, labels = random_batch(network)
     other = copy.deepcopy(network)
     other.layers[1].synapse.weight.neg_()
     other.readout.weight.neg_()
-    rule = RULES[name]
-    if isinstance(rule, sp.ForwardForward):  # by default it draws its wrong labels by what the readout believes
-        rule = replace(rule, negative="uniform")
     for found in (network, other):
-        learn(rule, found, inputs, labels, updates=4)
+        learn(RULES[name], found, inputs, labels, updates=4)
     first, second = (found.layers[0].synapse.weight for found in (network, other))
     local = facts.backward == "nothing" and not facts.global_error
     assert torch.equal(first, second) == local
+
+
+FORWARD_OR_PROBING = ("forward-mode", "uoro", "weight-perturbation", "node-perturbation")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if RULES[name].facts.global_error and name not in FORWARD_OR_PROBING])
+def test_symmetric_weights_are_used_where_the_facts_say_so(name):
+    """The same error at the output through three times the readout: only a rule that sends it down those weights notices."""
+    if refuses(name, "regression") or name == "decoupled-interfaces":
+        pytest.skip("learns no real targets, or starts from nothing")
+    found = []
+    for factor in (1.0, 3.0):
+        network = random_network()
+        network.regression = True
+        network.readout.weight.mul_(factor)
+        inputs, _ = random_batch(network)
+        outputs = network.readout(network.run(inputs)[-1].spikes.mean(0))
+        found.append(raw_update(RULES[name], network, inputs, outputs + 0.5)[2])
+    assert torch.allclose(*found) != RULES[name].facts.symmetric_weights
+
+
+@every_rule
+def test_weights_of_its_own_are_those_of_the_facts(name):
+    """And they are saved: whatever the rule holds besides the network's tensors is in its checkpoint."""
+    network = random_network()
+    rule = RULES[name]
+    state = rule.initial_state(network, generator=torch.Generator().manual_seed(0))
+    own = getattr(state, "own", {})
+    has_some = bool(own) or network.target is not None
+    assert has_some == (rule.facts.extra_weights != "none")
+    kept = rule.tensors(state)
+    assert all(any(tensor is weight for tensor in kept.values()) for weight in own.values())
 
 
 @every_rule
@@ -160,15 +184,18 @@ def test_no_error_no_update(name):
         pytest.skip("has no error from the output; its own tests state when it rests")
     if refuses(name, "regression"):
         pytest.skip("learns classes only, whose cross-entropy is never zero")
-    network = random_network()
+    rule, probing = RULES[name], hasattr(RULES[name], "sigma")
+    network = random_network("rate" if probing else "lif")
     network.regression = True
+    if probing:  # perturbations see the loss around the network; near enough, on a smooth one, it is flat at its minimum
+        rule = replace(rule, sigma=1e-6)
     inputs, _ = random_batch(network)
-    rates = network.run(inputs)[-1].spikes.mean(0)
-    rule = RULES[name]
-    if hasattr(rule, "sigma"):  # perturbations probe the loss around the network: here so near that no spike moves
-        rule = replace(rule, sigma=1e-9)
-    *hidden, weight, bias = raw_update(rule, network, inputs, network.readout(rates))
-    assert all(float(gradient.abs().max()) < 1e-12 for gradient in [*hidden, weight, bias])
+    right = network.readout(network.run(inputs)[-1].spikes.mean(0))
+    *hidden, weight, bias = raw_update(rule, network, inputs, right)
+    assert all(float(gradient.abs().max()) < (1e-4 if probing else 1e-12) for gradient in [*hidden, weight, bias])
+    hidden = raw_update(rule, network, inputs, right + 0.5)[:-2]
+    starts_from_nothing = ("shallow", "decoupled-interfaces")
+    assert name in starts_from_nothing or max(float(gradient.abs().max()) for gradient in hidden) > 1e-3
 
 
 @every_rule
@@ -182,7 +209,7 @@ def test_forward_only_rules_never_touch_autograd(name, monkeypatch):
     for place in (torch.Tensor, torch.autograd):
         monkeypatch.setattr(place, "backward", refuse)
     monkeypatch.setattr(torch.autograd, "grad", refuse)
-    network = network_for(name)
+    network = random_network()
     inputs, labels = random_batch(network)
     learn(RULES[name], network, inputs, labels, updates=2)
     assert all(tensor.grad_fn is None and not tensor.requires_grad for tensor in network.state_dict().values())
@@ -218,12 +245,9 @@ def test_trains_each_kind_of_network_or_refuses_by_name(name, kind):
 
 @every_rule
 def test_a_batch_of_one_is_learned_from_or_refused_before_training(name):
-    network = network_for(name)
+    network = random_network()
     inputs, labels = random_batch(network, batch=1)
-    if RULES[name].facts.smallest_batch > 1:
-        with pytest.raises(InputError, match="a batch of 1 is too small"):
-            RULES[name].check(network, 1)
-        return
+    RULES[name].check(network, 1)
     learn(RULES[name], network, inputs, labels, updates=2)
 
 

@@ -81,6 +81,7 @@ class QuantizationAware(Rule):
     def initial_state(self, network: Network, *, generator: torch.Generator | None = None) -> QuantizationAwareState:
         if self.rescale_every < 1:
             raise InputError(f"QuantizationAware: rescale_every = {self.rescale_every} must be at least 1")
+        self.check(network)
         quantize_for_loihi(network, self.weight_bits, inputs="spikes")
         for number, layer in enumerate(network.layers, 1):
             self._prepare(f"layer {number}", layer)
@@ -105,6 +106,11 @@ class QuantizationAware(Rule):
         return QuantizationAwareState(inner, weights)
 
     def check(self, network: Network, batch_size: int | None = None) -> None:
+        if self.rule.moves_weights:
+            raise UnsupportedError(
+                f"{type(self.rule).__name__} changes weights past the optimiser, which rounding would undo; "
+                "train without rounded weights (no --weight-bits), or by another rule"
+            )
         self.rule.check(network, batch_size)
 
     def memory(self, network: Network, batch_size: int, num_steps: int) -> int:

@@ -174,7 +174,7 @@ def _read(network: Any, index: int, target: Target) -> _Layer:
     if layer.recurrent is not None:
         raise UnsupportedError(
             f"{where}: recurrent synapses are not exported (Lava would delay them by a second step, beside the layer's own); "
-            "build the network with recurrent=False"
+            "build the network with recurrent=False (train it without --recurrent)"
         )
     if neuron.reset_mechanism != "zero":
         raise UnsupportedError(

@@ -19,8 +19,9 @@ from torch import Tensor
 from spikeprop.errors import InputError, UnsupportedError
 from spikeprop.homeostasis import Homeostasis
 from spikeprop.network import Network
+from spikeprop.neuron import Bernoulli
 
-Kind = Literal["conv", "recurrent", "regression", "rate", "spiking", "synaptic current"]
+Kind = Literal["conv", "regression", "stochastic"]
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
 
@@ -51,8 +52,7 @@ class Facts:
         stored_history: whether activity of past steps of a window must be kept until the update.
         global_error: whether hidden layers need an error computed at the network's output.
         autograd: whether the implementation records an autograd graph.
-        refuses: kinds of network that it cannot train.
-        smallest_batch: rows per update that it needs at least.
+        refuses: kinds of network that it cannot train; "stochastic" are layers of :class:`~spikeprop.neuron.Bernoulli` neurons.
     """
 
     paper: str
@@ -65,7 +65,6 @@ class Facts:
     global_error: bool = False
     autograd: bool = False
     refuses: tuple[Kind, ...] = ()
-    smallest_batch: int = 1
 
 
 class Rule:
@@ -75,40 +74,38 @@ class Rule:
     """
 
     facts: ClassVar[Facts]
+    moves_weights: ClassVar[bool] = False  # whether it also changes the network's weights past the optimiser
 
     def check(self, network: Network, batch_size: int | None = None) -> None:
-        """Raise UnsupportedError for a network, or InputError for a batch, that this rule cannot learn from."""
+        """Raise UnsupportedError for a network, or InputError for a batch, that this rule cannot learn from.
+
+        ``batch_size``: of the smallest batch that will come.
+        """
         name = type(self).__name__
         for number, layer in enumerate(network.layers, 1):
             kinds = [type(part).__name__ for part in getattr(layer.synapse, "parts", [layer.synapse])]
-            found: dict[Kind, tuple[bool, str]] = {
-                "conv": ("Conv2d" in kinds, "convolutional; use dense layers (models.mlp)"),
-                "recurrent": (layer.recurrent is not None, "recurrent; build the network with recurrent=False"),
-                "rate": (not layer.neuron.spiking, "made of rate neurons; use LIF neurons"),
-                "spiking": (layer.neuron.spiking, "made of spiking neurons; use Rate neurons"),
-                "synaptic current": (bool(torch.as_tensor(layer.neuron.alpha).any()), "with synaptic currents; use alpha = 0"),
-            }
-            for kind in self.facts.refuses:
-                if kind in found and found[kind][0]:
-                    raise UnsupportedError(
-                        f"{name} cannot train layer {number}, which is {found[kind][1]}, or choose another rule"
-                    )
+            if "conv" in self.facts.refuses and "Conv2d" in kinds:
+                raise UnsupportedError(
+                    f"{name} cannot train layer {number}, which is convolutional; use dense layers (mlp), or another rule"
+                )
+            if "stochastic" in self.facts.refuses and isinstance(layer.neuron, Bernoulli):
+                raise UnsupportedError(
+                    f"{name} cannot train layer {number}, whose Bernoulli neurons would answer its two passes differently by "
+                    "chance; use LIF neurons, or another rule"
+                )
         if network.regression and "regression" in self.facts.refuses:
             raise UnsupportedError(f"{name} learns classes, and this network was built for real outputs; choose another rule")
-        if batch_size is not None and batch_size < self.facts.smallest_batch:
-            raise InputError(
-                f"{name} compares rows: a batch of {batch_size} is too small, use at least {self.facts.smallest_batch}"
-            )
 
     def memory(self, network: Network, batch_size: int, num_steps: int) -> int:
         """Bytes that training holds at its peak beyond the interpreter, an estimate from above.
 
-        Weights, gradients, two moments of the optimiser, and a window of activity (rules override what they hold besides).
+        Weights, gradients, two moments of the optimiser, and a window of activity; the factors were measured. Rules override
+        what they hold besides.
         """
         weights = sum(parameter.numel() for parameter in network.parameters())
         neurons = sum(layer.rate.numel() for layer in network.layers)
         inputs = network.input_mean.numel()
-        return network.readout.weight.element_size() * (5 * weights + batch_size * num_steps * (10 * neurons + 2 * inputs))
+        return network.readout.weight.element_size() * (6 * weights + batch_size * num_steps * (14 * neurons + 3 * inputs))
 
     def initial_state(self, network: Network, *, generator: torch.Generator | None = None) -> Any:
         """Everything the rule changes besides the network. May attach what the rule needs to the network (target synapses)."""

@@ -57,6 +57,7 @@ class ContrastiveHebbian(LayerwiseRule):
         symmetric_weights=True,
         stored_history=True,
         global_error=True,
+        refuses=("stochastic",),
     )
 
     gamma: float = 1.0

@@ -38,6 +38,7 @@ class DecoupledInterfaces(LayerwiseRule):
         extra_weights="M_l, n_l x (n_l + outputs + 1), learned",
         symmetric_weights=True,
         stored_history=True,
+        global_error=True,  # M_L learns from it, and through M_L the others
     )
 
     def own_weights(self, network: Network, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -52,6 +52,7 @@ class ErrorForward(LayerwiseRule):
         extra_weights="F, outputs x neurons of layer 1, fixed",
         stored_history=True,
         global_error=True,
+        refuses=("stochastic",),
     )
 
     gain: float = 5.0

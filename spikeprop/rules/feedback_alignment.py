@@ -37,7 +37,7 @@ class FeedbackAlignment(LayerwiseRule):
         backward="layers and time",
         time="O(B k w)",
         memory="O(B k n)",
-        extra_weights="B, as many as w, fixed",
+        extra_weights="B, one per weight above layer 1, fixed",
         stored_history=True,
         global_error=True,
     )

@@ -19,7 +19,7 @@ it, and takes away no more than the mean. The cost grows with depth: on digits t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -59,6 +59,7 @@ class ForwardForward(LayerwiseRule):
         memory="O(B k n)",
         extra_weights="label synapses into layer 1, learned",
         stored_history=True,
+        global_error=True,  # the readout's belief, by which wrong labels are drawn
         refuses=("regression",),
     )
 
@@ -73,6 +74,8 @@ class ForwardForward(LayerwiseRule):
             raise InputError(f"ForwardForward: negative = {self.negative!r} is not one of {get_args(Negative)}")
         if not self.temperature > 0:
             raise InputError(f"ForwardForward: temperature = {self.temperature} must be above 0")
+        if self.negative == "uniform":  # nothing from the output then reaches a layer
+            object.__setattr__(self, "facts", replace(self.facts, global_error=False))
 
     def check(self, network: Network, batch_size: int | None = None) -> None:
         super().check(network, batch_size)
@@ -91,7 +94,7 @@ class ForwardForward(LayerwiseRule):
         neutral = self.run(network, stream, x)
         output = at_output(network, stream, labels)
         if not stream.own:
-            label = Source(network.attach_target(), slice(None))
+            label = Source(network.attach_target(beside_input=True), slice(None))
             stream.own = {
                 "shift": self.wrong(output.outputs, labels[-1], state.generator) - labels[-1],
                 "neurons": network.initial_state(2 * len(output.outputs)),
@@ -154,7 +157,7 @@ def labelled(network: Network, neurons: list[State], x: Tensor, classes: Tensor,
     for index, layer in enumerate(network.layers):
         before, drive = neurons[index], layer.drive(x)
         if index == 0:
-            drive = drive + network.attach_target()(code(network, classes).flatten(0, 1)).view_as(drive)
+            drive = drive + network.attach_target(beside_input=True)(code(network, classes).flatten(0, 1)).view_as(drive)
         (spikes, membrane), neurons[index] = layer.run(before, drive, network.fold_bias(index))
         passages.append(Passage(layer, x, spikes, membrane, before, slope(layer.neuron, surrogate, membrane)))
         x = spikes
@@ -169,7 +172,7 @@ def predict_by_goodness(network: Network, inputs: Tensor) -> Tensor:
     Runs the sequence once per class.
     """
     network.check(inputs)
-    if network.target is None:
+    if network.target is None or not network.target.beside_input:
         raise InputError("predict_by_goodness: the network has no label synapses; train it with ForwardForward first")
     steps, batch = inputs.shape[:2]
     classes = torch.arange(network.outputs, device=inputs.device).repeat_interleave(batch)

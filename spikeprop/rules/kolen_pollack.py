@@ -40,10 +40,12 @@ class KolenPollack(LayerwiseRule):
         backward="layers and time",
         time="O(B k w)",
         memory="O(B k n)",
-        extra_weights="B, as many as w, learned",
+        extra_weights="B, one per weight above layer 1, learned",
         stored_history=True,
         global_error=True,
     )
+
+    moves_weights = True  # the decay
 
     scale: float = 1.0
     decay: float = 0.3

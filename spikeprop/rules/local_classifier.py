@@ -14,7 +14,7 @@ no regulariser of the firing rates (``homeostasis`` has that task). On rate neur
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -45,6 +45,10 @@ class LocalClassifier(LayerwiseRule):
 
     trace: Literal["shared", "exact"] = "shared"
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.trace == "exact":  # it buffers a window
+            object.__setattr__(self, "facts", replace(self.facts, memory="O(B k n)", stored_history=True))
 
     def own_weights(self, network: Network, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         sizes = [layer.rate.numel() for layer in network.layers]

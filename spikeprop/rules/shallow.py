@@ -1,4 +1,7 @@
-"""Only the readout learns, by the delta rule (Widrow and Hoff 1960); the layers stay as they were drawn.
+"""Only the readout learns, by the delta rule (Widrow and Hoff 1960); the layers' weights stay as they were drawn.
+
+Where the network is centred, layers still follow the mean rates of those below, and ``homeostasis``, off by default, moves
+biases.
 
 The floor of every comparison: a rule that does not beat random features has not learned to assign credit.
 """

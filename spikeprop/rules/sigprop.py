@@ -13,7 +13,7 @@ Nothing crosses a layer or an update window backwards, so all of it runs under `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -97,6 +97,23 @@ class SigProp(Rule):
     optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=4e-3, fused=True)
     homeostasis: Homeostasis | None = Homeostasis()
 
+    def __post_init__(self) -> None:
+        if self.trace == "exact":  # it buffers a window
+            object.__setattr__(self, "facts", replace(self.facts, memory="O(B k n)", stored_history=True))
+
+    def check(self, network: Network, batch_size: int | None = None) -> None:
+        super().check(network, batch_size)
+        smallest = max(self.loss.smallest_batch, 2 if network.regression else 1)
+        if batch_size is not None and batch_size < smallest:
+            raise InputError(
+                f"SigProp: a batch of {batch_size} has no pairs to compare, which {type(self.loss).__name__} with "
+                f"{'real targets' if network.regression else 'class targets'} learns from; use a batch of at least {smallest}"
+            )
+
+    def memory(self, network: Network, batch_size: int, num_steps: int) -> int:
+        rows = batch_size + (batch_size if network.regression else network.outputs)
+        return super().memory(network, rows, num_steps)
+
     def initial_state(self, network: Network, *, generator: torch.Generator | None = None) -> SigPropState:
         if self.update_every is not None and self.update_every < 1:
             raise InputError(f"SigProp: update_every = {self.update_every} must be at least 1, or None for once per call")
@@ -121,11 +138,7 @@ class SigProp(Rule):
     def learn(self, network: Network, state: SigPropState, inputs: Tensor, labels: Tensor) -> tuple[Answer, SigPropState]:
         network.check(inputs)
         labels = check_labels(network, inputs, labels)
-        if inputs.shape[1] < self.loss.smallest_batch or (network.regression and inputs.shape[1] < 2):
-            raise InputError(
-                f"SigProp: a batch of {inputs.shape[1]} has no pairs to compare, which {type(self.loss).__name__} with "
-                f"{'real targets' if network.regression else 'class targets'} learns from; use a batch of at least 2"
-            )
+        self.check(network, inputs.shape[1])
         if state.stream is None:
             state.stream = self._rest(network, inputs.shape[1])
         stream = state.stream

@@ -45,6 +45,7 @@ class TargetPropagation(LayerwiseRule):
         time="O(B k w)",
         memory="O(B k n)",
         extra_weights="g_l, n_l x (n_(l+1) + 1), learned",
+        symmetric_weights=True,  # the readout's alone, for the last layer's target
         stored_history=True,
         global_error=True,
     )

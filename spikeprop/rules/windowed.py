@@ -111,6 +111,7 @@ class WindowedRule(Rule):
         for layer in network.layers:
             if self.homeostasis is not None:
                 self.homeostasis.prepare(layer)
+        network.target = None  # another rule's, whose class responses this training would make stale
         seed = int(torch.randint(2**62, (), generator=generator))
         own_generator = torch.Generator().manual_seed(seed)
         learned, fixed = self.own_weights(network, own_generator)
