@@ -19,7 +19,7 @@ from spikeprop.comparison_page import describe, ranked
 from spikeprop.comparison_page import memory as memory_of
 
 PAGE = ROOT / "docs" / "rules.md"
-BASELINES = {"MNIST": "bptt-mnist", "Fashion-MNIST": "bptt-fashion-mnist"}
+BASELINES = ("bptt-mnist", "bptt-mnist-without-homeostasis", "bptt-fashion-mnist")
 NOTES = {
     "bptt": "the baseline; `--truncate k` cuts the graph every k steps; the reset's gradient is detached by default",
     "bptt-hard": "dS/dU is 1 where the neuron spiked, else 0: a silent neuron never learns",
@@ -217,7 +217,7 @@ def page() -> str:
         batch=settings["batch_size"],
         hidden=", ".join(map(str, settings["hidden"])),
         inputs=settings["inputs"],
-        baselines="\n".join(_baseline(name, file) for name, file in BASELINES.items()),
+        baselines="\n".join(_baseline(file) for file in BASELINES),
     )
 
 
@@ -225,13 +225,15 @@ def _times(rows: dict[str, Any], name: str, other: str) -> str:
     return f"{rows[name]['seconds_per_epoch'] / rows[other]['seconds_per_epoch']:.0f}"
 
 
-def _baseline(name: str, file: str) -> str:
+def _baseline(file: str) -> str:
     results = read_json(RESULTS / f"{file}.json")
     assert results is not None
     found, settings = results["summary"]["bptt"], results["settings"]
     network = f"`mlp:{','.join(map(str, settings['hidden']))}`, T = {settings['num_steps']}, {settings['epochs']} epochs"
+    held = "without" if "homeostasis=None" in results["cells"][0]["settings"]["rule"] else "with"
     return (
-        f"- {name}, {network}: {found['mean']['readout']:.4f} ± {found['std']['readout']:.4f} on the test part, "
+        f"- `bptt`, {settings['data']}, {network}, {held} homeostasis: {found['mean']['readout']:.4f} ± "
+        f"{found['std']['readout']:.4f} on the test part, "
         f"{found['worst']['dead']:.1%} dead, rate {found['worst']['rate']:.2f} in the worst layer."
     )
 

@@ -411,6 +411,21 @@ def test_bad_model_strings(text):
         (["train", "--encoder", "poisson:rate=-1"], "rate must be finite and above 0"),
         (["train", "--encoder", "events"], "the events encoder does not suit the data set digits"),
         (["train", "--resume", "--out", "/nowhere/run"], "/nowhere/run is no run folder: there is no such folder"),
+        (["train", "--rule", "e-prop", "--model", "conv:4-8"], "EProp cannot train layer 1, which is convolutional; use dense"),
+        (["train", "--rule", "forward-mode", "--memory-limit", "9"], "forward-mode on mlp:256,256 would need about "),
+        (["train", "--update-every", "20", "--num-steps", "4"], "update_every = 20 is longer than a sequence of 4 steps"),
+        (
+            ["train", "--rule", "bptt", "--update-every", "2"],
+            "--update-every does not apply to the rule bptt; for BPTT it is --trunc",
+        ),
+        (
+            ["train", "--rule", "kolen-pollack", "--weight-bits", "4"],
+            "KolenPollack changes weights past the optimiser, which round",
+        ),
+        (
+            ["train", "--recurrent", "--model", "conv:4-8"],
+            "model 'conv:4-8' cannot be recurrent; use mlp:256,256 with --recurrent",
+        ),
         (["evaluate", "/nowhere/run"], "/nowhere/run is no run folder: there is no such folder"),
         (["evaluate"], "required: RUN"),
         (["export", "x", "--to", "tpu", "-o", "y"], "invalid choice: 'tpu'"),
@@ -608,3 +623,25 @@ def health(**shares):
 )
 def test_advice(shares, words):
     assert re.search(words, advise(health(**shares)))
+
+
+def test_every_option_of_a_rule_arrives(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["--rule", "bptt", "--truncate", "2", "--reset-gradient", "attached", "--homeostasis", "on", "--recurrent"]
+    status, result, _ = call(capsys, "train", *TINY, *words, "--out", out)
+    assert status == 0 and list(result["accuracy"]) == ["readout"]
+    config = json.loads((out / "config.json").read_text())
+    assert (config["truncate"], config["reset_gradient"], config["homeostasis"]) == (2, "attached", "on")
+    assert (config["recurrent"], config["update_every"], config["trace"], config["learning_rate"]) == (True, None, None, 4e-3)
+    network = runs.load_run(out).network
+    assert all(layer.recurrent is not None for layer in network.layers)
+    assert "layer 1: recurrent synapses are not exported" in refused(capsys, "export", out, "--to", "loihi", "-o", out / "x")
+    assert "layer 1: recurrent synapses are not written to NIR" in refused(
+        capsys, "export", out, "--to", "nir", "-o", out / "x"
+    )
+    assert call(capsys, "evaluate", out)[0] == 0 and call(capsys, "diagnose", out)[0] == 0
+
+
+def test_a_network_taken_over_keeps_its_loops(finished, tmp_path, capsys):
+    message = refused(capsys, "train", "--start-from", finished, "--recurrent", "--out", tmp_path / "b")
+    assert f"--recurrent True: the network of {finished} has False; leave the option out" in message

@@ -88,7 +88,14 @@ def test_it_goes_on_where_it_was(compared, capsys):
     ("words", "message"),
     [
         (["--rules", "bptt,backprop"], "unknown rule 'backprop'; known: bptt, bptt-hard, shallow"),
-        (["--rules", "bptt", "--memory-limit", "0.01"], "bptt would need about 1 MiB, more than 0; raise --memory-limit"),
+        (
+            ["--rules", "bptt", "--memory-limit", "0.01"],
+            "MiB, more than 0.01; use a smaller model or batch, fewer steps or another",
+        ),
+        (
+            ["--rules", "e-prop, forward-mode", "--model", "conv:2-4"],
+            "which is convolutional; use dense layers (mlp), or another rule",
+        ),
         (["--encoder", "events"], "the events encoder does not suit the data set digits"),
         (["--seeds", "0"], "'0' is not a whole number of at least 1"),
         (["--model", "mlp:x"], "model 'mlp:x' is not understood"),
@@ -98,6 +105,25 @@ def test_what_cannot_run_says_so_first(words, message, tmp_path, capsys):
     assert main(["compare", *TINY, *words, "--out", str(tmp_path / "x")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_batches_larger_than_the_data_are_compared_and_what_a_rule_refuses_is_left_out(tmp_path, capsys):
+    names, tiny = "shallow,e-prop", ["--model", "conv:2-4", "--num-steps", "2", "--epochs", "1", "--batch-size", "2000"]
+    assert main(["compare", "--rules", names, "--seeds", "1", *tiny, "--out", str(tmp_path), "--json"]) == 0
+    shown, refused = json.loads(capsys.readouterr().out)["rules"]
+    assert (shown["rule"], refused["rule"]) == ("shallow", "e-prop")
+    assert shown["accuracy"]["std"] is None and "EProp cannot train layer 1" in refused["refused"]
+    assert "EProp cannot train layer 1" in (tmp_path / "compare.html").read_text()
+
+
+def test_alignment_sees_all_steps_of_a_rule_that_updates_often():
+    network = random_network()
+    inputs, labels = random_batch(network, steps=6)
+    often = sp.BPTT(update_every=2)
+    assert alignment.alignment(network, often, often.initial_state(network), inputs, labels) == pytest.approx([1.0, 1.0])
+    rare = sp.SigProp(update_every=7)
+    once = alignment.updates(network, sp.SigProp(), sp.SigProp().initial_state(network), inputs, labels)
+    assert torch.equal(alignment.updates(network, rare, rare.initial_state(network), inputs, labels)[0][0], once[0][0])
 
 
 def test_alignment_is_the_cosine_of_the_weights():

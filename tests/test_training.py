@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 import spikeprop as sp
 from spikeprop.errors import CheckpointError, InputError
 from spikeprop.models import mlp
+from spikeprop.rules.forward_forward import predict_by_goodness
 from spikeprop.training import CHECKPOINT
 
 ADAM = partial(torch.optim.Adam, lr=4e-3)
@@ -221,3 +223,36 @@ def test_braille_letters_and_event_data_train(data_root: Path) -> None:
     network = mlp(data.input_shape, [64], data.num_classes, neuron=sp.LIF(0.95))
     sp.fit(network, sp.SigProp(update_every=32), data, epochs=2, progress=False)
     assert sp.evaluate(network, data.validation).accuracy["readout"] > 0.4  # chance is 1/7
+
+
+def test_a_checkpoint_of_another_rule_is_refused(tmp_path: Path) -> None:
+    fit(small(), tmp_path, epochs=1)
+    with pytest.raises(CheckpointError, match="rule was SigProp, is BPTT"):
+        sp.fit(small(), sp.BPTT(), sp.data.load("digits"), 4, 1, seed=3, folder=tmp_path, resume=True, progress=False)
+
+
+def test_a_last_batch_that_is_too_small_is_refused_before_training() -> None:
+    data = sp.data.load("digits")
+    data = replace(data, train=sp.data.Split(data.train.inputs[:65], data.train.labels[:65]))
+    with pytest.raises(InputError, match="a batch of 1 has no pairs to compare"):
+        sp.fit(small(), sp.SigProp(loss=sp.Pairwise()), data, 2, 1, batch_size=32, progress=False)
+
+
+def test_one_rule_after_another_leaves_no_stale_target() -> None:
+    """Class responses and labels beside the input are different things; what another rule left is not mistaken for them."""
+    data, network = sp.data.load("digits"), small()
+    inputs = data.train.inputs[:6].expand(2, -1, -1, -1, -1)
+
+    def options() -> list[str]:
+        return list(sp.evaluate(network, data.test, 2).accuracy)
+
+    sp.SigProp().initial_state(network)
+    assert options() == ["readout", "nearest", "tree"]
+    with pytest.raises(InputError, match="no label synapses; train it with ForwardForward first"):
+        predict_by_goodness(network, inputs)
+    sp.ForwardForward().initial_state(network)
+    assert options() == ["readout"] and predict_by_goodness(network, inputs).shape == (6,)
+    sp.SigProp().initial_state(network)
+    assert options() == ["readout", "nearest", "tree"]
+    sp.BPTT().initial_state(network)
+    assert options() == ["readout"]
