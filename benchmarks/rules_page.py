@@ -104,7 +104,7 @@ def page() -> str:
                 f"{of('e-prop')}; a trace per synapse and row, memory {grows('e-prop')}",
             ],
             [
-                "no weight transport, but depth",
+                "an error from the output, without weight transport",
                 "`direct-feedback-alignment`, `kolen-pollack`",
                 f"{of('direct-feedback-alignment')}, {of('kolen-pollack')}; Kolen-Pollack's feedback becomes the transpose",
             ],
@@ -212,6 +212,7 @@ def page() -> str:
         samples=compared["samples"],
         verdict=verdict,
         rules=len(rows),
+        rates=", ".join(f"{rate:g}" for rate in found["grid"]),
         minutes=f"{found['seconds'] / 60:.0f}",
         jobs=found["jobs"],
         batch=settings["batch_size"],
@@ -250,7 +251,7 @@ Accuracies are those of the table below: a small network on scikit-learn's digit
 
 `spikeprop compare --data digits --rules all --seeds {seeds}`: {settings}; mean and standard deviation of {seeds} seeds on
 {samples} test samples. The same network, data, encoder, epochs and batch for every rule; each rule's learning rate was chosen
-from the same four on the validation part, with one seed. {verdict} All {rules} rules took {minutes} minutes in {jobs}
+from the same {rates} on the validation part, with one seed. {verdict} All {rules} rules took {minutes} minutes in {jobs}
 processes, the search of learning rates not counted.
 
 {measured}
