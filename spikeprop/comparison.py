@@ -153,17 +153,9 @@ def compare(
     }
     known = {**known_rates(settings), **{name: found["chosen"] for name, found in done["searched"].items()}}
 
-    search = [name for name in able if name not in known]
-    orders = [_order(settings, name, 0, rate, "validation") for name in search for rate in GRID]
-    tried: dict[str, dict[str, float]] = {}
-    for order, found in _run(orders, jobs, say):
-        tried.setdefault(order["rule"], {})[str(order["learning_rate"])] = found["accuracy"]
-        if len(tried[order["rule"]]) == len(GRID):
-            accuracies = {str(rate): tried[order["rule"]][str(rate)] for rate in GRID}
-            chosen = float(max(accuracies, key=lambda rate: accuracies[rate]))
-            done["searched"][order["rule"]] = {"chosen": chosen, "validation_accuracy": accuracies}
-            known[order["rule"]] = chosen
-            runs.write_json(path, done)
+    for name, searched in _search(settings, [name for name in able if name not in known], jobs, say):
+        done["searched"][name], known[name] = searched, searched["chosen"]
+        runs.write_json(path, done)
 
     before, started = done["seconds"], time.perf_counter()
     made = {(cell["rule"], cell["seed"]) for cell in done["cells"] if cell["learning_rate"] == known[cell["rule"]]}
@@ -184,6 +176,18 @@ def compare(
     done["rules"] += [{"rule": name, "refused": reason} for name, reason in refused.items()]
     runs.write_json(path, done)
     return done
+
+
+def _search(settings: Settings, names: Sequence[str], jobs: int, say: Say) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Try the grid of learning rates on the validation part, with one seed; each rule's accuracies and the best rate."""
+    orders = [_order(settings, name, 0, rate, "validation") for name in names for rate in GRID]
+    accuracies: dict[str, float] = {}
+    for order, found in _run(orders, jobs, say):
+        accuracies[str(order["learning_rate"])] = found["accuracy"]
+        if order["learning_rate"] == GRID[-1]:
+            chosen = max(accuracies, key=lambda rate: accuracies[rate])
+            yield order["rule"], {"chosen": float(chosen), "validation_accuracy": accuracies}
+            accuracies = {}
 
 
 def known_rates(settings: Settings) -> dict[str, float]:
@@ -230,14 +234,11 @@ def _run(orders: list[dict[str, Any]], jobs: int, say: Say) -> Iterator[tuple[di
 
 def _fresh_process(order: dict[str, Any]) -> dict[str, Any]:
     """:func:`run_cell` in a process of its own, on one thread."""
-    one_thread = {
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "MALLOC_MMAP_THRESHOLD_": "131072",
-    }  # see benchmarks/memory.py
+    settled = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    settled["MALLOC_MMAP_THRESHOLD_"] = "131072"  # left alone it rises, and gaps in the heap drown the memory figure
     command = [sys.executable, "-m", "spikeprop.comparison"]
     done = subprocess.run(
-        command, input=json.dumps(order), env=os.environ | one_thread, capture_output=True, text=True, check=False
+        command, input=json.dumps(order), env=os.environ | settled, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit status {done.returncode}"

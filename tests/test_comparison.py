@@ -17,8 +17,16 @@ from spikeprop.rules.base import learned_by
 TINY = ["--model", "mlp:12,12", "--num-steps", "3", "--epochs", "1", "--batch-size", "64"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def coarse_grid():
+    """Two learning rates instead of five: each is a process that takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "GRID", (3e-3, 1e-2))
+        yield
+
+
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(tmp_path_factory, coarse_grid):
     """Two rules, two seeds, one epoch."""
     folder = tmp_path_factory.mktemp("compare")
     assert main(["compare", "--rules", "sigprop-membrane,bptt", "--seeds", "2", *TINY, "--out", str(folder), "--json"]) == 0
