@@ -113,7 +113,7 @@ def test_wrong_labels_are_wrong_and_drawn_as_they_say():
 
 def test_prediction_tries_every_class():
     network = random_network("conv", seed=2)
-    network.attach_target(generator=torch.Generator().manual_seed(1))
+    network.attach_target(beside_input=True, generator=torch.Generator().manual_seed(1))
     inputs, _ = random_batch(network, batch=5)
     assert torch.equal(predict_by_goodness(network, inputs[:1].expand(6, *[-1] * 4)), slow_prediction(network, inputs[[0] * 6]))
     assert torch.equal(predict_by_goodness(network, inputs), slow_prediction(network, inputs))

@@ -290,7 +290,7 @@ def test_the_nir_papers_own_file(data_root: Path) -> None:
             UnsupportedError,
             "layer 2: reset_mechanism 'none'",
         ),
-        ([(Dense(3, 2), Rate())], UnsupportedError, "layer 1: Rate neurons do not spike"),
+        ([(Dense(3, 2), Rate())], UnsupportedError, "layer 1: NIR has no Rate neurons"),
         ([(Dense(3, 2), LIF(1.0, alpha=0.5))], UnsupportedError, "layer 1: beta = 1 has an infinite time constant"),
         ([(Dense(3, 2), LIF(torch.tensor([0.5, 1.0])))], UnsupportedError, "layer 1: beta = 1 has an infinite time constant"),
         ([(Flatten(), LIF(1.0, bias=0.25))], UnsupportedError, r"layer 1: beta = 1 with a bias \(up to 0.25\).*use beta < 1"),
