@@ -89,7 +89,7 @@ def train(args: argparse.Namespace) -> Outcome:
     found, health = evaluate(network, test, **settings), dead_neurons(network, test, **settings)
     result = {
         "accuracy": found.accuracy,
-        **{key: health.share(name) for key, name in _SHARES.items()},
+        **{key: health.share(name) for key, name in comparison.SHARES.items()},
         "seconds": sum(history.series("seconds")),
         "peak_memory_mib": peak,
         "run": str(out),
@@ -248,9 +248,6 @@ COMMANDS = {
 
 
 # --- What they share ---------------------------------------------------------------------------------------------------------
-
-_SHARES = {"dead": "dead", "nearly_dead": "nearly_dead", "saturated": "saturated", "firing_rate": "rate"}
-
 
 def _network(config: dict[str, Any], data: Data, resume: bool, out: Path) -> spikeprop.Network:
     """What training starts from: fresh weights, another run's network, or, to resume, the network of the checkpoint."""
