@@ -249,6 +249,7 @@ COMMANDS = {
 
 # --- What they share ---------------------------------------------------------------------------------------------------------
 
+
 def _network(config: dict[str, Any], data: Data, resume: bool, out: Path) -> spikeprop.Network:
     """What training starts from: fresh weights, another run's network, or, to resume, the network of the checkpoint."""
     if resume:  # its neurons may be those of a run that it started from, with other decays than the options say
