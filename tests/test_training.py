@@ -234,8 +234,10 @@ def test_a_checkpoint_of_another_rule_is_refused(tmp_path: Path) -> None:
 def test_a_last_batch_that_is_too_small_is_refused_before_training() -> None:
     data = sp.data.load("digits")
     data = replace(data, train=sp.data.Split(data.train.inputs[:65], data.train.labels[:65]))
+    network = small()
     with pytest.raises(InputError, match="a batch of 1 has no pairs to compare"):
-        sp.fit(small(), sp.SigProp(loss=sp.Pairwise()), data, 2, 1, batch_size=32, progress=False)
+        sp.fit(network, sp.SigProp(loss=sp.Pairwise()), data, 2, 1, batch_size=32, progress=False)
+    assert_same(network, small())
 
 
 def test_one_rule_after_another_leaves_no_stale_target() -> None:
