@@ -60,7 +60,7 @@ RULES: dict[str, Rule] = {
     "contrastive-hebbian": ContrastiveHebbian(),
 }
 
-# The option of the command line and the rule's field it sets, where the two differ from "any rule with a field of that name".
+# What the command line can set; a rule has an option if `_set` finds something to change for it.
 OPTIONS = ("learning_rate", "temperature", "trace", "update_every", "truncate", "broadcast", "reset_gradient", "homeostasis")
 
 

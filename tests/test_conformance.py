@@ -145,14 +145,15 @@ def test_local_rules_do_not_look_above(name):
     assert torch.equal(first, second) == local
 
 
-FORWARD_OR_PROBING = ("forward-mode", "uoro", "weight-perturbation", "node-perturbation")
+# Rules with an error from the output; those that learn classes alone cannot have one of zero, or be given one of our choice.
+WITH_ERROR = [name for name in NAMES if RULES[name].facts.global_error and not refuses(name, "regression")]
+# Carry sensitivities forward, probe the loss, or start from nothing: the readout's weights show in other ways.
+OTHERWISE = ("forward-mode", "uoro", "weight-perturbation", "node-perturbation", "decoupled-interfaces")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if RULES[name].facts.global_error and name not in FORWARD_OR_PROBING])
+@pytest.mark.parametrize("name", [name for name in WITH_ERROR if name not in OTHERWISE])
 def test_symmetric_weights_are_used_where_the_facts_say_so(name):
     """The same error at the output through three times the readout: only a rule that sends it down those weights notices."""
-    if refuses(name, "regression") or name == "decoupled-interfaces":
-        pytest.skip("learns no real targets, or starts from nothing")
     found = []
     for factor in (1.0, 3.0):
         network = random_network()
@@ -177,13 +178,9 @@ def test_weights_of_its_own_are_those_of_the_facts(name):
     assert all(any(tensor is weight for tensor in kept.values()) for weight in own.values())
 
 
-@every_rule
+@pytest.mark.parametrize("name", WITH_ERROR)
 def test_no_error_no_update(name):
     """Rules with an error from the output: where the output is right, no hidden weight is asked to move."""
-    if not RULES[name].facts.global_error:
-        pytest.skip("has no error from the output; its own tests state when it rests")
-    if refuses(name, "regression"):
-        pytest.skip("learns classes only, whose cross-entropy is never zero")
     rule, probing = RULES[name], hasattr(RULES[name], "sigma")
     network = random_network("rate" if probing else "lif")
     network.regression = True
@@ -198,11 +195,8 @@ def test_no_error_no_update(name):
     assert name in starts_from_nothing or max(float(gradient.abs().max()) for gradient in hidden) > 1e-3
 
 
-@every_rule
+@pytest.mark.parametrize("name", [name for name in NAMES if not RULES[name].facts.autograd])
 def test_forward_only_rules_never_touch_autograd(name, monkeypatch):
-    if RULES[name].facts.autograd:
-        pytest.skip("differentiates by autograd, as its facts say")
-
     def refuse(*_, **__):
         raise AssertionError("a backward pass")
 
