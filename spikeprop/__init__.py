@@ -6,6 +6,7 @@ LIF(beta=0.9, threshold=1.0, alpha=0.0, bias=0.0, reset_mechanism=zero)
 """
 
 from spikeprop import alignment, data, encoding, errors
+from spikeprop.augmentation import Augmentation
 from spikeprop.encoding import Current, Events, Latency, Poisson
 from spikeprop.evaluation import Evaluation, Health, dead_neurons, evaluate
 from spikeprop.homeostasis import Homeostasis
@@ -52,6 +53,7 @@ from spikeprop.training import History, fit
 __version__ = "0.1.0"
 
 __all__ = [
+    "Augmentation",
     "BPTT",
     "IF",
     "LIF",

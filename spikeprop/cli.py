@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import spikeprop
 from spikeprop import catalogue, comparison, comparison_page, parity_page, report, runs
 from spikeprop import demo as demonstration
+from spikeprop.augmentation import Augmentation
 from spikeprop.backends import loihi, netx, nir, parity
 from spikeprop.backends.lava.bundle import write_bundle
 from spikeprop.data import Data, Split
@@ -67,10 +68,11 @@ def train(args: argparse.Namespace) -> Outcome:
     config, data = _configure(args)
     encoder, out = from_config(config["encoder"]), args.out
     settings = {"num_steps": config["num_steps"], "encoder": encoder, "seed": config["seed"]}
+    augment = Augmentation(config["noise"], config["shift"], config["flip"])
 
     network, rule, test = _network(config, data, args.resume, out), _rule(config), _split(data, "test")
     if not args.resume:  # whatever may be refused is refused before an earlier run is replaced
-        check_training(network, data, config["epochs"], encoder, config["noise"])
+        check_training(network, data, config["epochs"], encoder, augment)
         samples, size, steps = len(data.train.labels), config["batch_size"], config["num_steps"]
         check_rule(rule, network, samples, size, steps)
         runs.check_memory(
@@ -82,7 +84,7 @@ def train(args: argparse.Namespace) -> Outcome:
         runs.clear(out)
         runs.write_json(out / runs.CONFIG, config)
     before = runs.peak_memory_mib()
-    limits = {"epochs": config["epochs"], "batch_size": config["batch_size"], "noise": config["noise"]}
+    limits = {"epochs": config["epochs"], "batch_size": config["batch_size"], "augment": augment}
     history = fit(network, rule, data, folder=out, resume=args.resume, **limits, **settings)
     peak = runs.peak_memory_mib()
 

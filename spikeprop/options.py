@@ -32,6 +32,8 @@ DEFAULTS: dict[str, Any] = {  # of a training; None: from the data
     "rule": "sigprop-membrane",
     **dict.fromkeys(catalogue.OPTIONS),  # the rule's own
     "noise": 0.0,
+    "shift": 0,
+    "flip": False,
     "weight_bits": None,
     "start_from": None,
     "epochs": 20,
@@ -268,6 +270,8 @@ def _training(made: argparse.ArgumentParser) -> None:
     option("--reset-gradient", resets, choices=get_args(ResetGradient))
     option("--broadcast", "e-prop: the error's weights (default: random)", choices=("symmetric", "random"))
     option("--noise", "standard deviation of noise on the training inputs, for small data", type=_positive, metavar="X")
+    option("--shift", "move training pictures by up to N pixels, anew each time", type=_count, metavar="N")
+    option("--flip", "mirror training pictures left to right, half the times", action="store_const", const=True)
     option("--update-every", "time steps between weight updates (default: once per sample)", type=_count, metavar="K")
     bits = range(2, 9)
     option("--weight-bits", "train with Loihi's weights of 2 to 8 bits, and its decays", type=int, choices=bits, metavar="N")

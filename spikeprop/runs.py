@@ -49,6 +49,8 @@ NEEDED |= {"beta", "threshold", "learning_rate", "temperature", "batch_size"}
 ADDED = {  # what later versions added to a configuration, as earlier ones had it
     "trace": "shared",
     "noise": 0.0,
+    "shift": 0,
+    "flip": False,
     "update_every": None,
     "recurrent": False,
     "truncate": None,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from spikeprop.augmentation import Augmentation
 from spikeprop.data import Data
 from spikeprop.encoding import Encoder, default_encoder
 from spikeprop.errors import CheckpointError, InputError
@@ -59,7 +60,7 @@ def fit(
     seed: int = 0,
     encoder: Encoder | None = None,
     schedule: Literal["cosine", "constant"] = "cosine",
-    noise: float = 0.0,
+    augment: Augmentation | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -77,8 +78,7 @@ def fit(
         seed: fixes the order of samples, random encoders and what the rule draws.
         encoder: constant current, or events as they are, by default.
         schedule: the learning rate falls as half a cosine to zero, or stays.
-        noise: standard deviation of Gaussian noise added to every training input, drawn anew each time: augmentation for small
-            data fed as a current. Evaluation never has it.
+        augment: random changes of the training inputs, drawn anew each time; none by default. Evaluation never has them.
         folder: where a checkpoint is written after every epoch (atomically: a kill leaves the last good one).
         resume: continue from the folder's checkpoint, to the same weights, bit for bit, as if it had not been interrupted.
         observe: called with the network and the rule's state after every epoch; what it returns joins the epoch's figures. It
@@ -92,7 +92,8 @@ def fit(
     """
     inputs, labels = data.train
     encoder = default_encoder(data.temporal) if encoder is None else encoder
-    check_training(network, data, epochs, encoder, noise)
+    augment = Augmentation() if augment is None else augment
+    check_training(network, data, epochs, encoder, augment)
     batch_size = default_batch_size(len(inputs)) if batch_size is None else batch_size
     num_steps = num_steps or data.num_steps
     if num_steps is None:
@@ -107,7 +108,7 @@ def fit(
         "seed": seed,
         "encoder": encoder.config(),
         "schedule": schedule,
-        "noise": noise,
+        "augment": augment.config(),
         "samples": len(inputs),
     }
 
@@ -133,10 +134,7 @@ def fit(
                     factor = 0.5 * (1.0 + math.cos(math.pi * (epoch * batches + number) / (epochs * batches)))
                     for group, rate in zip(state.optimizer.param_groups, base_rates, strict=True):
                         group["lr"] = rate * factor
-                present = inputs[rows]
-                if noise:
-                    present = present + noise * torch.randn(present.shape, generator=generator)
-                encoded = encoder(present, num_steps, generator).to(network.readout.weight)
+                encoded = encoder(augment(inputs[rows], generator), num_steps, generator).to(network.readout.weight)
                 state = rule.begin(state)
                 answer, state = rule.learn(network, state, encoded, labels[rows].to(encoded.device))
                 totals.add(answer, labels[rows], network.regression)
@@ -160,10 +158,10 @@ def fit(
     return history
 
 
-def check_training(network: Network, data: Data, epochs: int, encoder: Encoder, noise: float = 0.0) -> None:
+def check_training(network: Network, data: Data, epochs: int, encoder: Encoder, augment: Augmentation | None = None) -> None:
     """Raise InputError for what :func:`fit` would refuse before it begins."""
-    if noise and encoder.name != "current":
-        raise InputError(f"fit: noise = {noise:g} suits inputs fed as a current, not the {encoder.name} encoder; leave it at 0")
+    if augment is not None:
+        augment.check(tuple(data.input_shape), encoder)
     if epochs < 1:
         raise InputError(f"fit: epochs = {epochs} must be at least 1")
     if tuple(data.input_shape) != network.input_shape:

@@ -127,7 +127,7 @@ def test_data_that_do_not_fit_are_named() -> None:
     with pytest.raises(InputError, match="num_steps is missing"):
         fit(small(), num_steps=None)
     with pytest.raises(InputError, match=r"noise = 0\.1 suits inputs fed as a current, not the poisson encoder"):
-        fit(small(), noise=0.1, encoder=sp.Poisson())
+        fit(small(), augment=sp.Augmentation(noise=0.1), encoder=sp.Poisson())
 
 
 def test_noise_is_on_the_training_inputs_alone() -> None:
@@ -141,7 +141,7 @@ def test_noise_is_on_the_training_inputs_alone() -> None:
 
     data = sp.data.load("digits")
     network = small()
-    sp.fit(network, Spy(), data, 2, 1, batch_size=1085, noise=0.25, seed=3, progress=False)
+    sp.fit(network, Spy(), data, 2, 1, batch_size=1085, augment=sp.Augmentation(noise=0.25), seed=3, progress=False)
     assert torch.allclose(network.input_mean, data.train.inputs.mean(0), atol=1e-5)
     shown = torch.cat(seen).flatten(1)
     nearest = torch.cdist(shown, data.train.inputs.flatten(1)).amin(1)

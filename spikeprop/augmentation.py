@@ -1,0 +1,81 @@
+"""Augmentation: training inputs changed at random, anew each time they are seen, so that a small data set teaches more.
+
+Only :func:`spikeprop.fit` applies it; evaluation, diagnosis and the centring of inputs see the data as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from spikeprop.encoding import Encoder
+from spikeprop.errors import InputError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to a training input; nothing by default.
+
+    Args:
+        noise: standard deviation of Gaussian noise added to every entry. For inputs fed as a current.
+        shift: pictures move by up to so many pixels in each direction, each sample by its own whole number of pixels; what
+            enters at the edge is zero. The frames of one recording move together.
+        flip: pictures are mirrored left to right with probability 1/2. Not for digits or letters.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    noise: float = 0.0
+    shift: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.noise) and self.noise >= 0.0):
+            raise InputError(f"Augmentation: noise = {self.noise} is a standard deviation and must be at least 0")
+        if not isinstance(self.shift, int) or isinstance(self.shift, bool) or self.shift < 0:
+            raise InputError(f"Augmentation: shift = {self.shift!r} must be a whole number of pixels, at least 0")
+
+    def check(self, input_shape: tuple[int, ...], encoder: Encoder) -> None:
+        """Raise InputError where it does not suit inputs of this shape, or this encoder."""
+        if self.noise and encoder.name != "current":
+            raise InputError(
+                f"fit: noise = {self.noise:g} suits inputs fed as a current, not the {encoder.name} encoder; leave it at 0"
+            )
+        if (self.shift or self.flip) and len(input_shape) != 3:
+            raise InputError(
+                f"fit: shift = {self.shift} and flip = {self.flip} move pictures (C, H, W), and one input here has shape "
+                f"{input_shape}; leave them out"
+            )
+        if self.shift and self.shift >= min(input_shape[1:]):
+            raise InputError(f"fit: shift = {self.shift} can move a picture of {input_shape} out of sight; give less")
+
+    def __call__(self, inputs: Tensor, generator: Generator | None = None) -> Tensor:
+        """Inputs ``[B, *features]`` or, for recordings, ``[B, T, *features]`` to changed ones of the same shape and type."""
+        if self.shift:
+            inputs = _shift(inputs, self.shift, generator)
+        if self.flip:
+            mirrored = torch.rand(len(inputs), generator=generator) < 0.5
+            inputs = torch.where(mirrored.view(-1, *[1] * (inputs.dim() - 1)), inputs.flip(-1), inputs)
+        if self.noise:
+            inputs = inputs + self.noise * torch.randn(inputs.shape, generator=generator)
+        return inputs
+
+    def config(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _shift(pictures: Tensor, most: int, generator: Generator | None) -> Tensor:
+    """Each sample of ``[B, ..., H, W]`` moved by its own offset: a window of H by W cut from the picture with a border."""
+    height, width = pictures.shape[-2:]
+    padded = F.pad(pictures, (most, most, most, most)).flatten(1, -3)
+    down, right = torch.randint(0, 2 * most + 1, (2, len(pictures), 1), generator=generator)
+    rows, columns = torch.arange(height) + down, torch.arange(width) + right
+    sample = torch.arange(len(pictures)).view(-1, 1, 1)
+    moved = padded.movedim(1, -1)[sample, rows.unsqueeze(2), columns.unsqueeze(1)]
+    return moved.movedim(-1, 1).reshape(pictures.shape)
