@@ -1,0 +1,75 @@
+"""The rows of the evidence table: data, network, training; and the settings that validation chose for each rule.
+
+A configuration is a flat dictionary of settings, the task's own with a rule's choices over them, so that any of them can be
+changed on the command line and all of them stand in the result file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+import spikeprop as sp
+from spikeprop.catalogue import RULES, configure
+from spikeprop.rules.base import Rule
+from spikeprop.runs import build_model
+
+Settings = dict[str, Any]
+
+COMMON: Settings = {
+    "beta": 0.9,
+    "threshold": 1.0,
+    "alpha": 0.0,
+    "recurrent": False,
+    "noise": 0.0,
+    "shift": 0,
+    "flip": False,
+    "batch_size": 128,
+    "precision": "medium",
+}
+TASKS: dict[str, Settings] = {
+    "mnist-mlp": {"data": "mnist", "model": "mlp:512,512", "num_steps": 8, "epochs": 20, "shift": 1},
+    "fashion-mnist-mlp": {"data": "fashion-mnist", "model": "mlp:512,512", "num_steps": 8, "epochs": 20},
+    "mnist-conv": {"data": "mnist", "model": "conv:32,64-128", "num_steps": 4, "epochs": 10, "beta": 1.0},
+    "fashion-mnist-conv": {"data": "fashion-mnist", "model": "conv:32,64-128", "num_steps": 4, "epochs": 10, "beta": 1.0},
+    "nmnist": {"data": "nmnist", "model": "mlp:256,256", "num_steps": 20, "epochs": 60, "batch_size": 16},
+    "braille": {"data": "braille", "model": "mlp:128,128", "num_steps": 256, "epochs": 60, "batch_size": 16},
+}
+RULES_OF_THE_TABLE = ("sigprop-surrogate", "sigprop-membrane", "sigprop-raw-membrane", "bptt", "shallow")
+CHOSEN: dict[tuple[str, str], Settings] = {}  # (task, rule): what validation chose, benchmarks/results/tuning-<task>.json
+
+
+def settings_of(task: str, rule: str, changed: Settings | None = None) -> Settings:
+    """The configuration of a rule on a task. ``changed`` settings come last; None takes the rule's own default."""
+    return {**COMMON, **TASKS[task], **CHOSEN.get((task, rule), {}), **(changed or {})}
+
+
+def make_rule(name: str, settings: Settings, homeostasis: str) -> Rule:
+    """A rule by its name, with the settings that concern it; homeostasis "on" or "off"."""
+    known = {key: settings.get(key) for key in ("learning_rate", "temperature", "trace")}
+    rule: Any = configure(name, {**known, "homeostasis": homeostasis})
+    if settings.get("weight_decay"):
+        given = rule.optimizer.keywords
+        rule = replace(rule, optimizer=partial(torch.optim.AdamW, weight_decay=settings["weight_decay"], **given))
+    band = {key: settings[f"band_{key}"] for key in ("lowest", "highest", "strength") if f"band_{key}" in settings}
+    if rule.homeostasis is not None and band:
+        rule = replace(rule, homeostasis=replace(rule.homeostasis, **band))
+    return rule
+
+
+def make_network(data: sp.data.Data, settings: Settings, seed: int) -> sp.Network:
+    neuron = sp.LIF(settings["beta"], settings["threshold"], alpha=settings["alpha"])
+    return build_model(settings["model"], data, neuron=neuron, recurrent=settings["recurrent"], seed=seed)
+
+
+def augmentation(settings: Settings) -> sp.Augmentation:
+    return sp.Augmentation(settings["noise"], settings["shift"], settings["flip"])
+
+
+def default_homeostasis(name: str) -> str:
+    """Whether the rule's own default has homeostasis: "on" or "off"."""
+    own: Any = RULES[name]
+    return "off" if own.homeostasis is None else "on"
