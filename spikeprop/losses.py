@@ -30,16 +30,18 @@ class LocalLoss:
         raise NotImplementedError
 
 
-def normalise(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors along the last axis and the norms that were divided by (at least SMALLEST_NORM)."""
-    norm = rows.norm(dim=-1, keepdim=True).clamp(min=SMALLEST_NORM)
-    return rows / norm, norm
+def inverse_norm(rows: Tensor) -> Tensor:
+    """What makes unit vectors of rows, ``[..., rows, 1]``; at most 1 / SMALLEST_NORM."""
+    return torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_(min=SMALLEST_NORM).reciprocal_()
 
 
-def through_normalise(gradient: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
-    """Derivative by the rows, given that by the unit vectors: what points along a row does not turn it."""
-    along = (unit * gradient).sum(-1, keepdim=True)
-    return torch.where(norm > SMALLEST_NORM, gradient - unit * along, gradient) / norm
+def through_norm(gradient: Tensor, rows: Tensor, inverse: Tensor, along: Tensor) -> Tensor:
+    """Derivative by the rows, given that by the unit vectors times the inverse norm: what points along a row does not turn it.
+
+    ``along [..., rows, 1]``: the product of the unit vector and the derivative by it.
+    """
+    along = (along * inverse.square()).masked_fill_(inverse >= 1.0 / SMALLEST_NORM, 0.0)
+    return torch.addcmul(gradient, rows, along, value=-1.0)
 
 
 def centre(rows: Tensor, mean: Tensor | None) -> Tensor:
@@ -49,7 +51,7 @@ def centre(rows: Tensor, mean: Tensor | None) -> Tensor:
 
 def through_centre(gradient: Tensor, mean: Tensor | None) -> Tensor:
     """Derivative by the rows, given that by the centred ones; a given mean is a constant."""
-    return gradient - gradient.mean(-2, keepdim=True) if mean is None else gradient
+    return gradient.sub_(gradient.mean(-2, keepdim=True)) if mean is None else gradient
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,19 @@ class SimilarityCrossEntropy(LocalLoss):
     def __call__(self, h: Tensor, t: Tensor, labels: Tensor, mean: Tensor | None) -> Gradients:
         h, t = centre(h, mean), centre(t, None)
         if self.similarity == "cosine":
-            (h_unit, h_norm), (t_unit, t_norm) = normalise(h), normalise(t)
+            h_scale, t_scale = inverse_norm(h), inverse_norm(t)
         else:
-            scale = h.shape[-1] ** -0.5
-            h_unit, t_unit = h * scale, t * scale
-        logits = h_unit @ t_unit.mT / self.temperature
-        batch = h.shape[1]
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
-        delta = (logits.softmax(-1) - F.one_hot(labels, t.shape[1])) / (batch * self.temperature)
-        dh, dt = delta @ t_unit, delta.mT @ h_unit
+            h_scale = t_scale = h.new_full((1, 1, 1), h.shape[-1] ** -0.5)
+        scale = h_scale * t_scale.mT  # on the small matrices: the large ones are passed over as rarely as can be
+        similarity = h @ t.mT * scale
+        log_likelihood = (similarity / self.temperature).log_softmax(-1)
+        loss = -log_likelihood.gather(-1, labels.unsqueeze(-1)).mean((1, 2))
+        delta = (log_likelihood.exp() - F.one_hot(labels, t.shape[1])) / (h.shape[1] * self.temperature)
+        dh, dt = (delta * scale) @ t, (delta * scale).mT @ h
         if self.similarity == "cosine":
-            dh, dt = through_normalise(dh, h_unit, h_norm), through_normalise(dt, t_unit, t_norm)
-        else:
-            dh, dt = dh * scale, dt * scale
+            along = delta * similarity
+            dh = through_norm(dh, h, h_scale, along.sum(-1, keepdim=True))
+            dt = through_norm(dt, t, t_scale, along.sum(-2).unsqueeze(-1))
         return loss, through_centre(dh, mean), through_centre(dt, None)
 
 
@@ -101,11 +103,13 @@ class Pairwise(LocalLoss):
             )
         batch, contexts = h.shape[1], t.shape[1]
         rows = torch.cat([centre(h, None), centre(t, None)], 1)
-        unit, norm = normalise(rows)
+        inverse = inverse_norm(rows)
+        scale = inverse * inverse.mT
         own = torch.arange(contexts, device=labels.device).expand(len(labels), contexts)
         names = torch.cat([labels, own], 1)
         itself = torch.eye(batch + contexts, dtype=torch.bool, device=h.device)
-        logits = (unit @ unit.mT / self.temperature).masked_fill(itself, -torch.inf)
+        similarity = rows @ rows.mT * scale
+        logits = (similarity / self.temperature).masked_fill(itself, -torch.inf)
         positive = (names.unsqueeze(2) == names.unsqueeze(1)) & ~itself
         count = positive.sum(2, keepdim=True)
         wanted = positive / count.clamp(min=1)
@@ -113,7 +117,8 @@ class Pairwise(LocalLoss):
         log_likelihood = logits.log_softmax(-1).masked_fill(itself, 0.0)
         loss = -(wanted * log_likelihood * active).sum((1, 2))
         delta = (logits.softmax(-1) - wanted) * active / self.temperature
-        drows = through_normalise((delta + delta.mT) @ unit, unit, norm)
+        delta = delta + delta.mT
+        drows = through_norm((delta * scale) @ rows, rows, inverse, (delta * similarity).sum(-1, keepdim=True))
         return loss, through_centre(drows[:, :batch], None), through_centre(drows[:, batch:], None)
 
 

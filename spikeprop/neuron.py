@@ -87,8 +87,10 @@ class FloatArithmetic:
         return value
 
     def spike(self, membrane: Any, threshold: Any) -> Any:
-        # As numbers of the membrane's precision: a float times a boolean tensor would be of torch's default precision.
-        return as_numbers(membrane > threshold, membrane)
+        if not isinstance(membrane, Tensor):
+            return membrane > threshold
+        # As numbers at once: booleans made into numbers take ten times as long, and times a float have another precision.
+        return torch.gt(membrane.detach(), threshold, out=torch.empty_like(membrane))
 
     def at_reset(self, spikes: Any) -> Any:
         return spikes

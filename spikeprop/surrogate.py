@@ -47,9 +47,8 @@ class Membrane(LearnOn):
                 f"Membrane(clip={self.clip:g}) reads the distance to the threshold, and rate neurons have none; "
                 "use SigProp(learn_on=ReLU()) for them"
             )
-        distance = membrane / threshold - 1.0
-        inside = (distance.abs() <= self.clip) / threshold
-        return distance.clamp(-self.clip, self.clip), inside.to(membrane.dtype)
+        distance = (membrane / threshold).sub_(1.0)
+        return distance.clamp(-self.clip, self.clip), distance.abs().le_(self.clip).div_(threshold)
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ class ATan(LearnOn):
     width: float = 1.0
 
     def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
-        distance = (membrane - threshold) * (math.pi / self.width)
-        return distance.atan() / math.pi + 0.5, 1.0 / (self.width * (1.0 + distance.square()))
+        distance = (membrane - threshold).mul_(math.pi / self.width)
+        return distance.atan().mul_(1.0 / math.pi).add_(0.5), distance.square().mul_(self.width).add_(self.width).reciprocal_()
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ class Sigmoid(LearnOn):
     slope: float = 4.0
 
     def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
-        value = torch.sigmoid((membrane - threshold) * self.slope)
-        return value, self.slope * value * (1.0 - value)
+        value = torch.sigmoid((membrane - threshold).mul_(self.slope))
+        return value, torch.addcmul(value, value, value, value=-1.0).mul_(self.slope)
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,9 @@ class FastSigmoid(LearnOn):
     slope: float = 4.0
 
     def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
-        distance = (membrane - threshold) * self.slope
-        shrink = 1.0 / (1.0 + distance.abs())
-        return distance * shrink, self.slope * shrink.square()
+        distance = (membrane - threshold).mul_(self.slope)
+        shrink = distance.abs().add_(1.0).reciprocal_()
+        return distance * shrink, shrink.square().mul_(self.slope)
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Hard(LearnOn):
     """
 
     def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
-        spikes = (membrane > threshold).to(membrane.dtype)
+        spikes = membrane.clone().gt_(threshold)
         return spikes, spikes
 
 
@@ -105,4 +104,4 @@ class ReLU(LearnOn):
     """phi = max(0, U): the activity of a rate layer, whose true derivative this is. For :class:`spikeprop.Rate` neurons."""
 
     def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
-        return membrane.relu(), (membrane > 0).to(membrane.dtype)
+        return membrane.relu(), membrane.clone().gt_(0.0)

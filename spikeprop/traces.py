@@ -55,9 +55,8 @@ def low_pass(x: Tensor, keep: float, before: Tensor | None) -> Tensor:
     if keep == 0.0:
         return x
     filtered = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for step, present in enumerate(x):
-        filtered[step] = present if before is None else torch.add(present, before, alpha=keep)
-        before = filtered[step]
+    for present, out in zip(x, filtered, strict=True):
+        before = out.copy_(present) if before is None else torch.add(present, before, alpha=keep, out=out)
     return filtered
 
 
@@ -121,15 +120,15 @@ class SharedTrace(Eligibility):
     def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor) -> None:
         response, followed = self.follow(inputs, len(error))
         response = response.to(error)
-        self.bias_gradient = self.bias_gradient + torch.tensordot(response, error.sum(1), 1)
+        weighted = torch.tensordot(response, error, 1)
+        self.bias_gradient = self.bias_gradient + weighted.sum(0)
         for index, (source, x, traces) in enumerate(zip(self.sources, inputs, followed, strict=True)):
             if source.synapse.weight is None:
                 continue
-            own = error[:, source.rows]
             if traces is None:  # one product serves all steps
-                gradient = source.synapse.weight_gradient(torch.tensordot(response, own, 1), x[0])
+                gradient = source.synapse.weight_gradient(weighted[source.rows], x[0])
             else:
-                gradient = source.synapse.weight_gradient(own.flatten(0, 1), traces.flatten(0, 1))
+                gradient = source.synapse.weight_gradient(error[:, source.rows].flatten(0, 1), traces.flatten(0, 1))
             self.gradients[index] = self.gradients[index] + gradient
 
     def collect(self) -> tuple[list[Tensor], Tensor]:

@@ -158,8 +158,19 @@ def follow_rates(network: Network, activity: list[Tensor], batch: int, homeostas
             homeostasis.regulate(layer, batch)
 
 
+def keep_freed_memory() -> None:
+    """Let the process keep the memory of freed tensors for the next ones.
+
+    The C library (glibc) hands freed memory back to the system above a threshold, to get it again page by page at the next step
+    of the training. It raises the threshold with the largest block it saw freed, up to 32 MiB (mallopt(3)). This one is never
+    written to, so it takes no memory.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
 def make_optimizer(factory: OptimizerFactory, parameters: list[Tensor]) -> torch.optim.Optimizer:
     """The optimiser, refused if its ``step()`` wants to evaluate the loss again, which no forward-only rule can."""
+    keep_freed_memory()
     optimizer = factory(parameters)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UnsupportedError(

@@ -41,6 +41,8 @@ from spikeprop.signals import FixedProjection, LearnedProjection
 from spikeprop.surrogate import LearnOn, Membrane
 from spikeprop.traces import Eligibility, Source, eligibility
 
+CACHED = 2**18  # numbers of a layer's activity worked on at a time, so that what follows from them is still in the cache
+
 
 @dataclass
 class Stream:
@@ -180,23 +182,29 @@ class SigProp(Rule):
             if index == 0:
                 context = network.attach_target()(targets).expand(steps, -1, *layer.output_shape)
                 drive, sources = torch.cat([drive, context], 1), [x, targets.expand(steps, *targets.shape)]
-            before = stream.neurons[index]
-            (spikes, membrane), stream.neurons[index] = layer.run(before, drive, network.fold_bias(index))
+            before, bias, mean = stream.neurons[index], network.fold_bias(index), means[index] if batch == 1 else None
+            spikes, error, loss = drive.new_empty(drive.shape), drive.new_empty(drive.shape), drive.new_zeros(())
+            size = max(1, CACHED * steps // drive.numel())
+            for part in map(slice, range(0, steps, size), range(size, steps + size, size)):
+                (spikes[part], membrane), stream.neurons[index] = layer.run(stream.neurons[index], drive[part], bias)
+                phi, slope = self.learn_on(membrane, layer.neuron.threshold)
+                phi = phi.flatten(2)
+                found, *gradients = self.loss(phi[:, :batch], phi[:, batch:], labels[part], mean)
+                for rows, gradient in zip((slice(0, batch), slice(batch, None)), gradients, strict=True):
+                    gradient = gradient.view_as(membrane[:, rows])
+                    torch.mul(gradient, 1.0 if slope is None else slope[:, rows], out=error[part, rows])
+                loss += found.sum()
+                stream.phi[index] = stream.phi[index] + phi[:, :batch].sum(1).sum(0)
             if layer.recurrent is not None:
                 sources.append(spikes_before(before, spikes))
+            stream.eligibilities[index].observe(sources, error, spikes)
 
-            phi, slope = self.learn_on(membrane, layer.neuron.threshold)
-            phi = phi.flatten(2)
-            loss, dh, dt = self.loss(phi[:, :batch], phi[:, batch:], labels, means[index] if batch == 1 else None)
-            error = torch.cat([dh, dt], 1).view_as(membrane)
-            stream.eligibilities[index].observe(sources, error if slope is None else error * slope, spikes)
-
-            losses.append(loss.sum())
-            activities.append(spikes[:, :batch].sum((0, 1)))
+            losses.append(loss)
+            counts = spikes.sum(0)[:batch]
+            activities.append(counts.sum(0))
             stream.activity[index] = stream.activity[index] + activities[index]
-            stream.phi[index] = stream.phi[index] + phi[:, :batch].sum((0, 1))
             x = spikes
-        stream.count = stream.count + x[:, :batch].sum(0)
+        stream.count = stream.count + counts
         stream.steps += steps
         stream.window += steps
         return torch.stack(losses), activities
