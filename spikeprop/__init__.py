@@ -6,9 +6,13 @@ LIF(beta=0.9, threshold=1.0, alpha=0.0, bias=0.0, reset_mechanism=zero)
 """
 
 from spikeprop import alignment, data, encoding, errors
+<<<<<<< ours
 from spikeprop.augmentation import Augmentation
+=======
+from spikeprop.diagnosis import Diagnosis, diagnose
+>>>>>>> theirs
 from spikeprop.encoding import Current, Events, Latency, Poisson
-from spikeprop.evaluation import Evaluation, Health, dead_neurons, evaluate
+from spikeprop.evaluation import Change, Evaluation, Health, changes, dead_neurons, evaluate, total_change
 from spikeprop.homeostasis import Homeostasis
 from spikeprop.losses import Hebbian, Pairwise, SimilarityCrossEntropy
 from spikeprop.network import Layer, Network
@@ -63,9 +67,11 @@ __all__ = [
     "Bernoulli",
     "Binary",
     "Chain",
+    "Change",
     "Conv2d",
     "Current",
     "Dense",
+    "Diagnosis",
     "DirectFeedbackAlignment",
     "Evaluation",
     "Events",
@@ -92,9 +98,11 @@ __all__ = [
     "SimilarityCrossEntropy",
     "WinnerTakeAll",
     "alignment",
+    "changes",
     "data",
     "dead_neurons",
     "decay_from_tau",
+    "diagnose",
     "encoding",
     "errors",
     "evaluate",
@@ -103,6 +111,7 @@ __all__ = [
     "load",
     "save",
     "tau_from_decay",
+    "total_change",
     "ContrastiveHebbian",
     "DecoupledInterfaces",
     "EProp",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import spikeprop
-from spikeprop import catalogue, comparison, comparison_page, parity_page, report, runs
+from spikeprop import catalogue, comparison, comparison_page, diagnosis, diagnosis_page, parity_page, report, runs
 from spikeprop import demo as demonstration
 from spikeprop.augmentation import Augmentation
 from spikeprop.backends import loihi, netx, nir, parity
@@ -147,14 +147,36 @@ def evaluate_run(args: argparse.Namespace) -> Outcome:
 
 
 def diagnose(args: argparse.Namespace) -> Outcome:
-    """Which neurons of a run live."""
+    """Which neurons of a run live, and why the others do not."""
+    report.require_matplotlib()
     run = runs.load_run(args.run)
-    health = dead_neurons(run.network, _split(run.data(args.data_root), args.split), **run.settings())
-    before, advice = run.result.get("health_before_training"), advise(health)
-    shares = " ".join(f"{layer['dead']:.2%}" for layer in before["layers"]) if before else "not recorded"
-    text = f"{args.split} split, {health}\ndead before training (test split), layer by layer: {shares}\n{advice}"
-    data = {"run": str(args.run), "split": args.split, **health.to_dict(), "before_training": before, "advice": advice}
-    return Outcome(text, data)
+    config = run.config if args.data is None else {**run.config, "data": args.data}
+    split = _split(runs.load_data(config, args.data_root), args.split)
+    rule: Any = _rule(run.config, weight_bits=None)
+    after = diagnosis.diagnose(run.network, split, **run.settings())
+    before = _before_training(run, split, args.data_root if args.data is None else None)
+    found = {
+        "run": str(args.run),
+        "data": config["data"],
+        "split": args.split,
+        **diagnosis_page.content(after, rule.homeostasis, before, run.history.epochs),
+    }
+    out = args.out or args.run
+    runs.write_json(out / "diagnosis.json", found)
+    write_text(out / "diagnosis.html", diagnosis_page.page(found))
+    text = f"{args.split} split of {config['data']}, {after}\n\n{diagnosis_page.course(found)}\n\nadvice\n" + "\n".join(
+        found["advice"]
+    )
+    return Outcome(f"{text}\n\nsee {out / 'diagnosis.html'}", {**found, "html": str(out / "diagnosis.html")})
+
+
+def _before_training(run: runs.Run, split: Split, data_root: str | None) -> Health | None:
+    """The health over ``split`` of the network that the run started from, built anew; None where that has gone missing."""
+    try:
+        data = run.data(data_root)
+        return runs.health_before_training(_network(run.config, data, False, run.path), data, split, **run.settings())
+    except SpikepropError:
+        return None
 
 
 def export(args: argparse.Namespace) -> Outcome:
@@ -338,23 +360,6 @@ def _split(data: Data, name: str) -> Split:
     if split is None:
         raise InputError(f"the data set {data.name} has no {name} part here (--full-train gives it to the training part)")
     return split
-
-
-def advise(health: Health) -> str:
-    """What to do about the neurons, in one line."""
-    for number, layer in enumerate(health.layers, 1):
-        found = ""
-        if layer.dead > 0.01:
-            assert layer.deficit is not None
-            far = f"the typical one stays {-layer.deficit:.2g} below its threshold"
-            found = f"{layer.dead:.1%} of the neurons are dead ({far}): lower --threshold, raise --beta, or train longer"
-        elif layer.saturated > 0.01:
-            found = f"{layer.saturated:.1%} of the neurons are saturated: raise --threshold or lower --beta"
-        elif layer.nearly_dead > 0.1:
-            found = f"{layer.nearly_dead:.1%} of the neurons hardly spike: make it narrower or lower --threshold"
-        if found:
-            return f"advice: in layer {number}, {found}"
-    return "advice: none needed, nearly every neuron lives and none is stuck"
 
 
 def _describe_inputs(report: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ Both passes run in batches under ``torch.inference_mode()`` and keep running sum
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from spikeprop.data import Split
 from spikeprop.encoding import Encoder, default_encoder
 from spikeprop.errors import InputError
 from spikeprop.network import Network
+from spikeprop.neuron import Activity
 from spikeprop.prediction import build_tree, class_responses, directions, nearest, search_tree
 
 
@@ -110,6 +111,65 @@ class Health:
                 f"  {layer.rate:6.4f}  {deficit}"
             )
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of the neurons between two measurements over the same data and T; shares in 0..1.
+
+    Attributes:
+        dead_before, dead_after: share of all neurons.
+        revival: share of the neurons dead before that spike after; None if none was dead.
+        death: share of the neurons alive before that are dead after; None if none was alive.
+    """
+
+    dead_before: float
+    dead_after: float
+    revival: float | None
+    death: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def changes(before: Health, after: Health) -> list[Change]:
+    """How many neurons of each layer were revived, and how many died, for example in the course of training.
+
+    Raises:
+        InputError: measurements of other layers, or over other numbers of samples or steps, which cannot be compared.
+    """
+    return [_change(*pair) for pair in zip(*_dead_in_both(before, after), strict=True)]
+
+
+def total_change(before: Health, after: Health) -> Change:
+    """As :func:`changes`, over the neurons of all layers together."""
+    return _change(*(torch.cat(dead) for dead in _dead_in_both(before, after)))
+
+
+def _dead_in_both(before: Health, after: Health) -> tuple[list[Tensor], list[Tensor]]:
+    """Which neurons are dead, layer by layer ``[n]``, in each of two measurements that can be compared."""
+    for name in ("samples", "num_steps"):
+        values = (getattr(before, name), getattr(after, name))
+        if values[0] != values[1]:
+            raise InputError(
+                f"changes: {name} was {values[0]} before and is {values[1]} after; measure over the same data and T"
+            )
+    if before.share("neurons") != after.share("neurons"):
+        raise InputError(
+            f"changes: the layers had {before.share('neurons')} neurons before and have {after.share('neurons')} after; "
+            "measure the same network twice"
+        )
+    one, other = ([layer.spike_counts.flatten() == 0 for layer in health.layers] for health in (before, after))
+    return one, other
+
+
+def _change(before: Tensor, after: Tensor) -> Change:
+    """Of booleans ``[n]``, dead before and dead after."""
+
+    def share(which: Tensor) -> float | None:
+        return float(which.double().mean()) if len(which) else None
+
+    return Change(float(before.double().mean()), float(after.double().mean()), share(~after[before]), share(after[~before]))
 
 
 def encode_in_batches(
@@ -208,13 +268,15 @@ def dead_neurons(
     encoder: Encoder | None = None,
     batch_size: int = 500,
     seed: int = 0,
+    observe: Callable[[Tensor, list[Activity]], None] | None = None,
 ) -> Health:
     """Which neurons never spike over a whole pass through a data set, which hardly, which always.
 
     Dead means: no spike at any step of any sample. It is not activation sparsity and not silence on one sample, and it is
     always a statement about the data and T at hand. Rate layers have no spikes and are refused.
 
-    Args: as for :func:`evaluate`; the labels are not used.
+    Args: as for :func:`evaluate`; the labels are not used. ``observe`` is called with each batch's encoded inputs
+        ``[T, B, *input_shape]`` and every layer's activity, for whoever measures more in the same pass.
 
     Raises:
         InputError: data that do not fit the network or are empty, or a layer whose neurons do not spike.
@@ -228,8 +290,10 @@ def dead_neurons(
     highest = [torch.full_like(count, -torch.inf) for count in spikes]
     steps = 0
     for _, x in encode_in_batches(network, inputs, num_steps, encoder, batch_size, seed):
-        steps = len(x)
-        for index, activity in enumerate(network.run(x)):
+        steps, activities = len(x), network.run(x)
+        if observe is not None:
+            observe(x, activities)
+        for index, activity in enumerate(activities):
             per_sample = activity.spikes.sum(0).cpu()
             spikes[index] += per_sample.sum(0)
             active[index] += (per_sample > 0).sum(0)

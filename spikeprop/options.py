@@ -135,11 +135,19 @@ def parser(commands: Mapping[str, Callable[..., Any]]) -> argparse.ArgumentParse
     _split(made)
 
     made = command(
-        "diagnose", "show which neurons never spike, hardly spike or always spike", "runs/digits", "runs/digits --split train"
+        "diagnose",
+        "show which neurons never spike, why, and what to change; which hardly or always spike",
+        "runs/digits",
+        "runs/digits --split train --out diagnosis",
+        "runs/mnist --data fashion-mnist",
     )
     _run_folder(made)
+    _other_data(made)
     _data_root(made)
     _split(made)
+    made.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="for diagnosis.json and diagnosis.html (default: the run's folder)"
+    )
 
     made = command(
         "export",
@@ -180,7 +188,7 @@ def parser(commands: Mapping[str, Callable[..., Any]]) -> argparse.ArgumentParse
         "runs/digits --engines integer lava --weight-bits 4 --json",
     )
     _run_folder(made)
-    made.add_argument("--data", choices=tuple(READERS), help="another data set of the same shape (default: the run's own)")
+    _other_data(made)
     _data_root(made)
     made.add_argument("--engines", nargs="+", choices=PARITY_ENGINES, default=PARITY_ENGINES, help="default: all there are")
     made.add_argument("--samples", type=_count, default=100, metavar="N", help="the first N of the test split (default: 100)")
@@ -203,6 +211,10 @@ def _run_folder(made: argparse.ArgumentParser) -> None:
 
 def _data_root(made: argparse.ArgumentParser) -> None:
     made.add_argument("--data-root", metavar="FOLDER", help="where the data files are, if they have moved since training")
+
+
+def _other_data(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--data", choices=tuple(READERS), help="another data set of the same shape (default: the run's own)")
 
 
 def _split(made: argparse.ArgumentParser) -> None:

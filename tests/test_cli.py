@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import spikeprop as sp
 from spikeprop import runs
 from spikeprop.backends import lava, loihi, netx, nir
-from spikeprop.cli import advise, main
+from spikeprop.cli import main
 from spikeprop.encoding import Current, Events, Latency, Poisson
 from spikeprop.errors import BackendError, SpikepropError
 from spikeprop.storage import read_tensors
@@ -99,8 +99,57 @@ def test_every_result_is_that_of_the_library(finished, capsys):
     health = sp.dead_neurons(run.network, data.test, num_steps=4)
     assert [run.result[name] for name in ("dead", "firing_rate")] == [health.share("dead"), health.share("rate")]
     _, found, _ = call(capsys, "diagnose", finished)
-    assert found["layers"] == health.to_dict()["layers"] and found["samples"] == 355
-    assert len(found["before_training"]["layers"]) == 2 and found["advice"] == advise(health)
+    for layer, expected in zip(found["layers"], health.to_dict()["layers"], strict=True):
+        assert {name: layer[name] for name in expected} == expected
+    assert found["samples"] == 355 and found["before_training"] == run.result["health_before_training"]
+
+
+def test_diagnose_in_terminal_json_and_page(run, tmp_path, capsys):
+    (run / "diagnosis.json").unlink(missing_ok=True)
+    status, found, _ = call(capsys, "diagnose", run, "--split", "train", "--out", tmp_path / "d")
+    assert status == 0 and json.loads((tmp_path / "d" / "diagnosis.json").read_text()) == {
+        key: found[key] for key in found if key != "html"
+    }
+    trained, data = runs.load_run(run), sp.data.load("digits")
+    expected = sp.diagnose(trained.network, data.train, num_steps=4)
+    assert [{cause: part["neurons"] for cause, part in layer["causes"].items()} for layer in found["layers"]] == [
+        layer.causes for layer in expected.layers
+    ]
+    fresh = sp.models.mlp((1, 8, 8), [24, 16], 10, seed=0)
+    fresh.input_mean.copy_(data.train.inputs.mean(0))
+    changes = sp.changes(sp.dead_neurons(fresh, data.train, num_steps=4), expected.health)
+    assert found["changes"] == [change.to_dict() for change in changes]
+    assert found["band"] == [0.02, 0.2] and [epoch["epoch"] for epoch in found["epochs"]] == [1, 2, 3]
+    page = (tmp_path / "d" / "diagnosis.html").read_text()
+    assert not re.search(r"https?:|<script|<link|@import|url\((?!#)", page) and "train split of digits" in page
+    assert not (run / "diagnosis.json").exists()
+    assert main(["diagnose", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert "test split of digits, over 355 samples" in text and f"see {run / 'diagnosis.html'}" in text
+    assert (run / "diagnosis.json").exists()
+
+
+def test_diagnose_over_other_data(tmp_path, capsys, data_root):
+    out = tmp_path / "run"
+    small = ["--model", "mlp:12", "--num-steps", "2", "--epochs", "1", "--rule", "shallow"]
+    assert call(capsys, "train", "--data", "mnist", "--data-root", data_root, *small, "--out", out)[0] == 0
+    status, found, _ = call(capsys, "diagnose", out, "--data", "fashion-mnist", "--data-root", data_root)
+    assert status == 0 and (found["data"], found["samples"]) == ("fashion-mnist", 10000)
+    split = sp.data.load("fashion-mnist", data_root).test
+    expected = sp.diagnose(runs.load_run(out).network, split, num_steps=2)
+    assert found["layers"][0]["causes"] == json.loads(json.dumps(expected.layers[0].to_dict()["causes"]))
+    assert found["before_training"]["samples"] == 10000
+    assert "the inputs have shape (355, 1, 8, 8)" in refused(capsys, "diagnose", out, "--data", "digits")
+
+
+def test_diagnose_where_the_start_of_a_training_is_gone(run, tmp_path, capsys):
+    start = Path(shutil.copytree(run, tmp_path / "start"))
+    out = tmp_path / "on"
+    assert call(capsys, "train", "--start-from", start, "--epochs", 1, "--out", out)[0] == 0
+    assert call(capsys, "diagnose", out)[1]["before_training"] is not None
+    shutil.rmtree(start)
+    status, found, _ = call(capsys, "diagnose", out)
+    assert status == 0 and found["before_training"] is None and found["total_change"] is None
 
 
 def test_before_training_is_what_training_starts_from(finished):
@@ -600,29 +649,6 @@ def test_a_fresh_process_is_lean_and_charged_with_its_own_memory_only():
     before, after = map(float, peaks.split())
     assert loaded == "[]" and 55 < after - before < 70
     assert before < runs.peak_memory_mib() and big[0] == 1
-
-
-# --- Advice ------------------------------------------------------------------------------------------------------------------
-
-
-def health(**shares):
-    zero = torch.zeros(10)
-    figures = {"dead": 0.0, "nearly_dead": 0.0, "saturated": 0.0, "rate": 0.1, "deficit": None, **shares}
-    layer = sp.evaluation.LayerHealth(neurons=10, **figures, spike_counts=zero, active_samples=zero, deficits=zero)
-    return sp.Health([layer], 5, 4)
-
-
-@pytest.mark.parametrize(
-    ("shares", "words"),
-    [
-        ({}, "none needed"),
-        ({"dead": 0.3, "nearly_dead": 0.4, "deficit": -0.25}, "in layer 1, 30.0% of the neurons are dead .* 0.25 below"),
-        ({"saturated": 0.2}, "in layer 1, 20.0% of the neurons are saturated: raise --threshold"),
-        ({"nearly_dead": 0.2}, "in layer 1, 20.0% of the neurons hardly spike"),
-    ],
-)
-def test_advice(shares, words):
-    assert re.search(words, advise(health(**shares)))
 
 
 def test_every_option_of_a_rule_arrives(tmp_path, capsys):

@@ -91,6 +91,52 @@ def test_silence_on_one_sample_is_not_death() -> None:
     assert health.layers[0].saturated == 0.0
 
 
+def health(*spikes: list[float], samples: int = 5, num_steps: int = 3) -> sp.Health:
+    """A measurement of layers whose neurons spiked this often."""
+    layers = []
+    for counts in map(torch.tensor, spikes):
+        figures = {"dead": 0.0, "nearly_dead": 0.0, "saturated": 0.0, "rate": 0.0, "deficit": None}
+        tensors = {"spike_counts": counts, "active_samples": counts, "deficits": counts}
+        layers.append(sp.evaluation.LayerHealth(neurons=counts.numel(), **figures, **tensors))
+    return sp.Health(layers, samples, num_steps)
+
+
+def test_revived_and_lost_neurons_are_counted() -> None:
+    """Of layer 1's dead three one revives, its living one dies; layer 2 had none dead, layer 3 none alive."""
+    before = health([0.0, 0.0, 0.0, 7.0], [1.0, 2.0], [0.0, 0.0])
+    after = health([0.0, 4.0, 0.0, 0.0], [1.0, 0.0], [3.0, 1.0])
+    assert sp.changes(before, after) == [
+        sp.Change(3 / 4, 3 / 4, 1 / 3, 1.0),
+        sp.Change(0.0, 1 / 2, None, 1 / 2),
+        sp.Change(1.0, 0.0, 1.0, None),
+    ]
+    assert sp.total_change(before, after) == sp.Change(5 / 8, 4 / 8, 3 / 5, 2 / 3)
+    assert sp.total_change(before, after).to_dict()["revival"] == 3 / 5
+
+
+def test_changes_agree_with_two_measurements() -> None:
+    inputs = (torch.full((20, 1), 0.9), torch.zeros(20))
+    network = by_hand()
+    before = sp.dead_neurons(network, inputs, 4)
+    network.layers[0].synapse.weight.copy_(torch.tensor([[0.2], [5.0], [-1.5], [10.0], [1.5], [1.2]]))
+    (change,) = sp.changes(before, sp.dead_neurons(network, inputs, 4))
+    assert change == sp.Change(3 / 6, 2 / 6, 2 / 3, 1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (health([1.0], samples=6), "samples was 5 before and is 6 after"),
+        (health([1.0], num_steps=4), "num_steps was 3 before and is 4 after"),
+        (health([1.0, 1.0]), r"had \[1\] neurons before and have \[2\]"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(other: sp.Health, message: str) -> None:
+    for compare in (sp.changes, sp.total_change):
+        with pytest.raises(InputError, match=message):
+            compare(health([1.0]), other)
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
