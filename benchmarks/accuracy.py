@@ -5,7 +5,7 @@
 
 A cell is one rule with one seed. It is written to the result file as soon as it is done, so a run can be stopped at any time:
 the same command goes on where it was left. It skips cells whose settings, the defaults of the rule and of the network among
-them, are still the same, and makes the others anew.
+them, are still the same, and makes the others anew. Several processes with the same command share the work.
 
 Hyperparameters are chosen with ``--on validation``, which never looks at the test part; ``--on test``, after training on the
 training and validation parts together, is for the final figures. ``--without-validation`` leaves the validation part out there.
@@ -16,16 +16,16 @@ shuffle ``seed // 4``, so that ``--seeds 0 1 ... 11`` looks at every sample thre
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, commit, header, read_json, write_json
+from common import RESULTS, Cells, Key, ResultFile, header
 from sklearn.model_selection import StratifiedKFold
 
 import spikeprop as sp
@@ -183,27 +183,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     rules = {name: make_rule(name, arguments) for name in arguments.rules}
     wanted = {name: describe(data, rule, settings) for name, rule in rules.items()}
 
-    cells = {}
-    for cell in (read_json(path) or {"cells": []})["cells"]:
-        name, seed = cell["rule"], cell["seed"]
-        if name not in wanted or cell["settings"] == wanted[name]:  # what was not asked for stays as it is
-            cells[name, seed] = cell
-            print(f"{name}, seed {seed}: kept, made at commit {cell['commit'][:12]}")
-        else:
-            print(f"{name}, seed {seed}: dropped, made with other settings")
-    for seed, name in itertools.product(arguments.seeds, arguments.rules):
-        if (name, seed) in cells:
-            continue
-        print(f"{name}, seed {seed}:", flush=True)
-        part_of_it = fold(data, seed) if arguments.on == "folds" else data
-        found = run_cell(part_of_it, rules[name], settings, seed)
-        cells[name, seed] = {"rule": name, "seed": seed, "settings": wanted[name], "commit": commit(), **found}
-        write_json(path, results(argv, settings, cells))
+    def make(key: Key) -> dict[str, Any]:
+        name, seed = key
+        return run_cell(fold(data, seed) if arguments.on == "folds" else data, rules[name], settings, seed)
+
+    file = ResultFile(path, ("rule", "seed"), lambda key: wanted.get(key[0]), partial(results, argv, settings))
+    cells = file.fill([(name, seed) for seed in arguments.seeds for name in arguments.rules], make)
     print(table(summarise(list(cells.values())), settings))
     return 0
 
 
-def results(argv: Sequence[str], settings: dict[str, Any], cells: dict[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
+def results(argv: Sequence[str], settings: dict[str, Any], cells: Cells) -> dict[str, Any]:
     """The whole result file, cells in the order of rules and seeds."""
     names = list(RULES)
     ordered = [cells[key] for key in sorted(cells, key=lambda key: (names.index(key[0]), key[1]))]

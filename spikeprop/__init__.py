@@ -6,11 +6,8 @@ LIF(beta=0.9, threshold=1.0, alpha=0.0, bias=0.0, reset_mechanism=zero)
 """
 
 from spikeprop import alignment, data, encoding, errors
-<<<<<<< ours
 from spikeprop.augmentation import Augmentation
-=======
 from spikeprop.diagnosis import Diagnosis, diagnose
->>>>>>> theirs
 from spikeprop.encoding import Current, Events, Latency, Poisson
 from spikeprop.evaluation import Change, Evaluation, Health, changes, dead_neurons, evaluate, total_change
 from spikeprop.homeostasis import Homeostasis
