@@ -27,9 +27,8 @@ class Prediction(NamedTuple):
 def class_responses(network: Network, num_steps: int) -> Tensor:
     """Mean activity of the last layer under each class's target signal alone: ``[classes, n]`` over ``num_steps`` steps."""
     assert network.target is not None
-    drive = network.target(torch.eye(network.outputs).to(network.readout.weight)).expand(
-        num_steps, -1, *network.layers[0].output_shape
-    )
+    drive = network.target(torch.eye(network.outputs).to(network.readout.weight))
+    drive = (drive + network.layers[0].synapse(network.input_mean.unsqueeze(0))).expand(num_steps, *drive.shape)
     state = network.initial_state(network.outputs)
     for index, layer in enumerate(network.layers):
         drive = layer.drive(drive) if index > 0 else drive

@@ -86,9 +86,12 @@ def oracle(network: sp.Network, inputs: Tensor, labels: Tensor, phi, loss, trace
         current = membrane = 0.0
         losses, spikes = [], []
         for step in range(STEPS):
-            drive = linear(x[step])
-            if index == 0:
-                drive = torch.cat([drive, (torch.eye(CLASSES).double() @ target.flatten(0, -2).T).view(-1, *drive.shape[1:])])
+            if index == 0:  # each class's target beside the mean input, below the input rows
+                drive = linear(torch.cat([x[step], mean.expand(CLASSES, *mean.shape)]))
+                entering = (torch.eye(CLASSES).double() @ target.flatten(0, -2).T).view(-1, *drive.shape[1:])
+                drive = drive + torch.cat([torch.zeros(BATCH, *drive.shape[1:]), entering])
+            else:
+                drive = linear(x[step])
             current = neuron.alpha * current + drive
             membrane = neuron.beta * membrane + current + offset
             spike = (membrane > neuron.threshold).double()

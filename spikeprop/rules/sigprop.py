@@ -23,7 +23,7 @@ from torch import Tensor
 from spikeprop.errors import InputError
 from spikeprop.homeostasis import Homeostasis
 from spikeprop.losses import LocalLoss, SimilarityCrossEntropy
-from spikeprop.network import Network, spikes_before
+from spikeprop.network import Network, is_constant, spikes_before
 from spikeprop.neuron import State
 from spikeprop.rules.base import (
     Answer,
@@ -42,6 +42,16 @@ from spikeprop.surrogate import LearnOn, Membrane
 from spikeprop.traces import Eligibility, Source, eligibility
 
 CACHED = 2**18  # numbers of a layer's activity worked on at a time, so that what follows from them is still in the cache
+
+
+def with_mean_rows(x: Tensor, mean: Tensor, rows: int) -> Tensor:
+    """The input rows ``[k, B, *input_shape]`` and, below them, rows that see the mean input; a constant input stays one.
+
+    A target enters beside the mean input because centring takes that away from every row: without it the context rows would sit
+    at an offset of -W mean that no input row has, and where the mean is large nothing else would be left of them.
+    """
+    seen = x[:1] if is_constant(x) else x
+    return torch.cat([seen, mean.expand(len(seen), rows, *mean.shape)], 1).expand(len(x), -1, *mean.shape)
 
 
 @dataclass
@@ -178,10 +188,12 @@ class SigProp(Rule):
             targets = torch.eye(network.outputs, dtype=x.dtype, device=x.device)
         losses, activities = [], []
         for index, layer in enumerate(network.layers):
+            x = with_mean_rows(x, network.input_mean, len(targets)) if index == 0 else x
             drive, sources = layer.drive(x), [x]
             if index == 0:
-                context = network.attach_target()(targets).expand(steps, -1, *layer.output_shape)
-                drive, sources = torch.cat([drive, context], 1), [x, targets.expand(steps, *targets.shape)]
+                drive = drive.contiguous()
+                drive[:, batch:] += network.attach_target()(targets)
+                sources.append(targets.expand(steps, *targets.shape))
             before, bias, mean = stream.neurons[index], network.fold_bias(index), means[index] if batch == 1 else None
             spikes, error, loss = drive.new_empty(drive.shape), drive.new_empty(drive.shape), drive.new_zeros(())
             size = max(1, CACHED * steps // drive.numel())
@@ -217,7 +229,7 @@ class SigProp(Rule):
         for index, layer in enumerate(network.layers):
             sources = [Source(layer.synapse, slice(None))]
             if index == 0:
-                sources = [Source(layer.synapse, slice(0, batch)), Source(target, slice(batch, None))]
+                sources.append(Source(target, slice(batch, None)))
             if layer.recurrent is not None:
                 sources.append(Source(layer.recurrent, slice(None)))
             eligibilities.append(eligibility(layer, sources, exact=self.trace == "exact"))
