@@ -73,7 +73,8 @@ class SimilarityCrossEntropy(LocalLoss):
             h_scale = t_scale = h.new_full((1, 1, 1), h.shape[-1] ** -0.5)
         scale = h_scale * t_scale.mT  # on the small matrices: the large ones are passed over as rarely as can be
         similarity = h @ t.mT * scale
-        log_likelihood = (similarity / self.temperature).log_softmax(-1)
+        logits = similarity / self.temperature
+        log_likelihood = logits - logits.logsumexp(-1, keepdim=True)
         loss = -log_likelihood.gather(-1, labels.unsqueeze(-1)).mean((1, 2))
         delta = (log_likelihood.exp() - F.one_hot(labels, t.shape[1])) / (h.shape[1] * self.temperature)
         dh, dt = (delta * scale) @ t, (delta * scale).mT @ h

@@ -101,6 +101,13 @@ def as_numbers(spikes: Any, membrane: Any) -> Any:
     return spikes.to(membrane.dtype) if isinstance(spikes, Tensor) else spikes
 
 
+def less(membrane: Any, amount: Any, spikes: Any) -> Any:
+    """``membrane - amount * spikes``, in one pass where all are torch tensors."""
+    if all(isinstance(part, Tensor) for part in (membrane, amount, spikes)):
+        return torch.addcmul(membrane, amount, spikes, value=-1.0)
+    return membrane - amount * spikes
+
+
 FLOAT = FloatArithmetic()
 
 
@@ -123,12 +130,14 @@ def advance(
     # Without synaptic memory the current is the drive itself; the product with zero would only cost time.
     no_memory = isinstance(alpha, float) and alpha == 0.0
     current = arithmetic.current(drive if no_memory else arithmetic.decay(state.current, alpha) + drive)
-    membrane = arithmetic.membrane(arithmetic.decay(state.membrane, beta) + (current + bias))
+    membrane = arithmetic.decay(state.membrane, beta)
+    membrane += current + bias  # in place, as nobody else has the product: a pass over memory costs more than its arithmetic
+    membrane = arithmetic.membrane(membrane)
     spikes = arithmetic.spike(membrane, threshold)
     if reset_mechanism == "zero":
-        after = membrane - membrane * arithmetic.at_reset(spikes)
+        after = less(membrane, membrane, arithmetic.at_reset(spikes))
     elif reset_mechanism == "subtract":
-        after = membrane - threshold * arithmetic.at_reset(spikes)
+        after = less(membrane, threshold, arithmetic.at_reset(spikes))
     else:
         after = membrane
     return spikes, membrane, NeuronState(current, after)

@@ -120,8 +120,8 @@ class SharedTrace(Eligibility):
     def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor) -> None:
         response, followed = self.follow(inputs, len(error))
         response = response.to(error)
-        weighted = torch.tensordot(response, error, 1)
-        self.bias_gradient = self.bias_gradient + weighted.sum(0)
+        self.bias_gradient = self.bias_gradient + torch.tensordot(response, error.sum(1), 1)
+        weighted = torch.tensordot(response, error, 1) if any(traces is None for traces in followed) else error[:0]
         for index, (source, x, traces) in enumerate(zip(self.sources, inputs, followed, strict=True)):
             if source.synapse.weight is None:
                 continue
@@ -129,7 +129,7 @@ class SharedTrace(Eligibility):
                 gradient = source.synapse.weight_gradient(weighted[source.rows], x[0])
             else:
                 gradient = source.synapse.weight_gradient(error[:, source.rows].flatten(0, 1), traces.flatten(0, 1))
-            self.gradients[index] = self.gradients[index] + gradient
+            self.gradients[index] = gradient.add_(self.gradients[index])
 
     def collect(self) -> tuple[list[Tensor], Tensor]:
         collected = self.gradients, self.bias_gradient

@@ -191,24 +191,26 @@ class SigProp(Rule):
             x = with_mean_rows(x, network.input_mean, len(targets)) if index == 0 else x
             drive, sources = layer.drive(x), [x]
             if index == 0:
-                drive = drive.contiguous()
+                drive = drive[:1].clone() if is_constant(x) else drive
                 drive[:, batch:] += network.attach_target()(targets)
+                drive = drive.expand(steps, *drive.shape[1:])
                 sources.append(targets.expand(steps, *targets.shape))
-            before, bias, mean = stream.neurons[index], network.fold_bias(index), means[index] if batch == 1 else None
-            spikes, error, loss = drive.new_empty(drive.shape), drive.new_empty(drive.shape), drive.new_zeros(())
-            size = max(1, CACHED * steps // drive.numel())
-            for part in map(slice, range(0, steps, size), range(size, steps + size, size)):
-                (spikes[part], membrane), stream.neurons[index] = layer.run(stream.neurons[index], drive[part], bias)
-                phi, slope = self.learn_on(membrane, layer.neuron.threshold)
-                phi = phi.flatten(2)
-                found, *gradients = self.loss(phi[:, :batch], phi[:, batch:], labels[part], mean)
-                for rows, gradient in zip((slice(0, batch), slice(batch, None)), gradients, strict=True):
-                    gradient = gradient.view_as(membrane[:, rows])
-                    torch.mul(gradient, 1.0 if slope is None else slope[:, rows], out=error[part, rows])
-                loss += found.sum()
-                stream.phi[index] = stream.phi[index] + phi[:, :batch].sum(1).sum(0)
+            before, mean = stream.neurons[index], means[index] if batch == 1 else None
+            (spikes, membrane), stream.neurons[index] = layer.run(before, drive, network.fold_bias(index))
             if layer.recurrent is not None:
                 sources.append(spikes_before(before, spikes))
+
+            error, loss = torch.empty_like(membrane), membrane.new_zeros(())
+            size = max(1, CACHED * steps // membrane.numel())
+            for some, present, room in zip(membrane.split(size), labels.split(size), error.split(size), strict=True):
+                phi, slope = self.learn_on(some, layer.neuron.threshold)
+                h, t = phi.flatten(2).tensor_split([batch], 1)
+                found, dh, dt = self.loss(h, t, present, mean)
+                for rows, gradient in ((slice(0, batch), dh), (slice(batch, None), dt)):
+                    gradient = gradient.view_as(some[:, rows])
+                    torch.mul(gradient, 1.0 if slope is None else slope[:, rows], out=room[:, rows])
+                loss += found.sum()
+                stream.phi[index] = stream.phi[index] + h.sum(1).sum(0)
             stream.eligibilities[index].observe(sources, error, spikes)
 
             losses.append(loss)
@@ -243,9 +245,9 @@ class SigProp(Rule):
             collected, at_bias = stream.eligibilities[index].collect()
             if index == 0:
                 at_target = collected.pop(1)
-                target = [at_target / stream.window] if network.attach_target().learned else []
+                target = [at_target.div_(stream.window)] if network.attach_target().learned else []
             gradients += layer_gradients(network, index, collected, at_bias)
-        descend(state.optimizer, state.parameters, [*(part / stream.window for part in gradients), *readout, *target])
+        descend(state.optimizer, state.parameters, [*(part.div_(stream.window) for part in gradients), *readout, *target])
 
         batch, samples = len(stream.count), stream.window * len(stream.count)
         follow_rates(network, [activity / samples for activity in stream.activity], batch, self.homeostasis)
