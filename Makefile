@@ -7,14 +7,18 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install
 TORCH  := torch==2.13.0
 JOBS   ?= 2
 PYTHON ?=
+# The rows of benchmarks/tasks.py.
+TASKS  := mnist-mlp fashion-mnist-mlp mnist-conv fashion-mnist-conv nmnist braille
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check clean
+.PHONY: help demo test check benchmarks data clean
 
 help:
 	@echo "make demo    install everything into $(VENV), then train, inspect and run a network on Lava (runs/demo/report.html)"
 	@echo "make test    run the whole test suite ($(JOBS) processes; JOBS=n changes that)"
 	@echo "make check   lint, types, import contracts"
+	@echo "make benchmarks DATA=...   accuracies and dead neurons on real data, hours: docs/results.md; goes on where it was stopped,"
+	@echo "                           and in several terminals shares the work. DATA or SPIKEPROP_DATA: folder of the data files"
 	@echo "make clean   remove $(VENV) and what builds and tools left behind; runs/ stays"
 	@echo
 	@echo "PYTHON=...       the Python to use, 3.10 to 3.13; otherwise the first that works of python3, python3.13 ... python3.10"
@@ -31,6 +35,17 @@ check: $(VENV)/check.stamp
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# One thread each, so that the same command in several terminals has a core for each; they never make the same cell.
+benchmarks: export SPIKEPROP_DATA := $(or $(DATA),$(SPIKEPROP_DATA))
+benchmarks: export OMP_NUM_THREADS := 1
+benchmarks: data $(VENV)/run.stamp
+	@set -e; for task in $(TASKS); do $(BIN)/python benchmarks/evidence.py --task $$task; done
+	@set -e; for data in digits fashion-mnist; do $(BIN)/python benchmarks/stress.py --data $$data; done
+	$(BIN)/python benchmarks/results_page.py
+
+data:
+	@test -d "$$SPIKEPROP_DATA" || { echo "no data in '$$SPIKEPROP_DATA'; name their folder: make benchmarks DATA=..."; exit 1; }
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
