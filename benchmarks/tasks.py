@@ -31,8 +31,8 @@ COMMON: Settings = {
     "precision": "medium",
 }
 TASKS: dict[str, Settings] = {
-    "mnist-mlp": {"data": "mnist", "model": "mlp:512,512", "num_steps": 8, "epochs": 20, "shift": 1},
-    "fashion-mnist-mlp": {"data": "fashion-mnist", "model": "mlp:512,512", "num_steps": 8, "epochs": 20},
+    "mnist-mlp": {"data": "mnist", "model": "mlp:512,512", "num_steps": 8, "epochs": 12, "shift": 1},
+    "fashion-mnist-mlp": {"data": "fashion-mnist", "model": "mlp:512,512", "num_steps": 8, "epochs": 12, "flip": True},
     "mnist-conv": {"data": "mnist", "model": "conv:32,64-128", "num_steps": 4, "epochs": 10, "beta": 1.0},
     "fashion-mnist-conv": {"data": "fashion-mnist", "model": "conv:32,64-128", "num_steps": 4, "epochs": 10, "beta": 1.0},
     "nmnist": {"data": "nmnist", "model": "mlp:256,256", "num_steps": 20, "epochs": 60, "batch_size": 16},

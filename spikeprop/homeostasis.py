@@ -28,7 +28,7 @@ class Homeostasis:
     """
 
     lowest: float = 0.02
-    highest: float = 0.2
+    highest: float = 0.15
     strength: float = 0.02
     act_on: Literal["bias", "threshold"] = "bias"
 

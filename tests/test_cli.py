@@ -119,7 +119,7 @@ def test_diagnose_in_terminal_json_and_page(run, tmp_path, capsys):
     fresh.input_mean.copy_(data.train.inputs.mean(0))
     changes = sp.changes(sp.dead_neurons(fresh, data.train, num_steps=4), expected.health)
     assert found["changes"] == [change.to_dict() for change in changes]
-    assert found["band"] == [0.02, 0.2] and [epoch["epoch"] for epoch in found["epochs"]] == [1, 2, 3]
+    assert found["band"] == [0.02, 0.15] and [epoch["epoch"] for epoch in found["epochs"]] == [1, 2, 3]
     page = (tmp_path / "d" / "diagnosis.html").read_text()
     assert not re.search(r"https?:|<script|<link|@import|url\((?!#)", page) and "train split of digits" in page
     assert not (run / "diagnosis.json").exists()
