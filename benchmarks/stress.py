@@ -34,19 +34,19 @@ import itertools
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import RESULTS, Cells, Key, ResultFile, header, spread
-from torch import Tensor
 
 import spikeprop as sp
 from spikeprop.catalogue import RULES, configure
 from spikeprop.encoding import default_encoder
 from spikeprop.errors import InputError
+from spikeprop.evaluation import changes, total_change
 from spikeprop.models import mlp
 from spikeprop.rules.base import Rule
 from spikeprop.training import centre_inputs, default_batch_size
@@ -136,41 +136,6 @@ def dial_at(data: sp.data.Data, settings: dict[str, Any], dial: str, level: floa
         middle = (low + high) / 2.0
         low, high = (low, middle) if reached(middle) else (middle, high)
     return value(high * BEYOND if level == 1.0 else high)
-
-
-# --- Health ------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Change:
-    """Shares of neurons, before and after. Revival is None where none was dead before, death where none was alive."""
-
-    dead_before: float
-    dead_after: float
-    revival: float | None
-    death: float | None
-
-
-def changes(before: sp.Health, after: sp.Health) -> list[Change]:
-    """What became of each layer's neurons."""
-    return [_change(old, new) for old, new in zip(_silent(before), _silent(after), strict=True)]
-
-
-def total_change(before: sp.Health, after: sp.Health) -> Change:
-    """The same over the neurons of all layers."""
-    return _change(torch.cat(_silent(before)), torch.cat(_silent(after)))
-
-
-def _silent(health: sp.Health) -> list[Tensor]:
-    return [(layer.spike_counts == 0).flatten() for layer in health.layers]
-
-
-def _change(before: Tensor, after: Tensor) -> Change:
-    def share(of: Tensor, among: Tensor) -> float | None:
-        return float(of[among].double().mean()) if bool(among.any()) else None
-
-    dead_before, dead_after = (float(part.double().mean()) for part in (before, after))
-    return Change(dead_before, dead_after, revival=share(~after, before), death=share(after, ~before))
 
 
 # --- Cells -------------------------------------------------------------------------------------------------------------------
