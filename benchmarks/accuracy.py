@@ -92,7 +92,7 @@ def run_cell(data: sp.data.Data, rule: Rule, settings: dict[str, Any], seed: int
     network, num_steps = make_network(data, settings, seed), settings["num_steps"]
     size = settings["batch_size"]
     limits = {"num_steps": num_steps, "epochs": settings["epochs"], "batch_size": size}
-    history = sp.fit(network, rule, data, **limits, noise=settings["noise"], seed=seed)
+    history = sp.fit(network, rule, data, **limits, augment=sp.Augmentation(settings["noise"]), seed=seed)
     split = data.test if settings["on"] == "test" else data.validation
     health = sp.dead_neurons(network, split, num_steps=num_steps)
     return {

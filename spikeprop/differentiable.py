@@ -28,7 +28,7 @@ ResetGradient = Literal["detached", "attached"]
 
 def slope(neuron: Neuron, surrogate: LearnOn, membrane: Tensor) -> Tensor:
     """dS/dU of spiking neurons by the surrogate, the rectifier's true derivative of rate neurons; in the membrane's shape."""
-    found = (surrogate if neuron.spiking else ReLU())(membrane, neuron.threshold)[1]
+    found = (surrogate if neuron.spiking else ReLU()).derivative(membrane, neuron.threshold)
     return torch.ones_like(membrane) if found is None else found
 
 
@@ -49,7 +49,7 @@ class _Spike(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        found = ctx.surrogate(ctx.saved_tensors[0], ctx.threshold)[1]
+        found = ctx.surrogate.derivative(ctx.saved_tensors[0], ctx.threshold)
         return gradients[0] if found is None else gradients[0] * found, None, None, None
 
 
@@ -123,7 +123,7 @@ class Forward(FloatArithmetic):
 
     def spike(self, membrane: Any, threshold: Any) -> Any:
         spikes = self.forward.spike(membrane.value, threshold)
-        found = self.surrogate(membrane.value, threshold)[1]
+        found = self.surrogate.derivative(membrane.value, threshold)
         return Dual(spikes, membrane.tangent if found is None else membrane.tangent * found)
 
     def at_reset(self, spikes: Any) -> Any:

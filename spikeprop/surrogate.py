@@ -22,6 +22,10 @@ class LearnOn:
         """``(phi, dphi/dU)``, each in the shape of ``membrane``; None stands for a derivative of 1 everywhere."""
         raise NotImplementedError
 
+    def derivative(self, membrane: Tensor, threshold: float | Tensor) -> Tensor | None:
+        """``dphi/dU`` alone."""
+        return self(membrane, threshold)[1]
+
 
 @dataclass(frozen=True)
 class Membrane(LearnOn):
@@ -58,8 +62,15 @@ class ATan(LearnOn):
     width: float = 1.0
 
     def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
-        distance = (membrane - threshold).mul_(math.pi / self.width)
-        return distance.atan().mul_(1.0 / math.pi).add_(0.5), distance.square().mul_(self.width).add_(self.width).reciprocal_()
+        distance = membrane - threshold
+        phi = (distance * (math.pi / self.width)).atan_().mul_(1.0 / math.pi).add_(0.5)
+        return phi, self._derivative(distance)
+
+    def derivative(self, membrane: Tensor, threshold: float | Tensor) -> Tensor:
+        return self._derivative(membrane - threshold)
+
+    def _derivative(self, distance: Tensor) -> Tensor:  # in place of the distance
+        return distance.square_().mul_(math.pi**2 / self.width).add_(self.width).reciprocal_()
 
 
 @dataclass(frozen=True)
