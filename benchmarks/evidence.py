@@ -163,16 +163,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = sp.data.load(TASKS[task]["data"], root=arguments.data_root, full_train=final, num_steps=_bins(task, tried))
     if arguments.samples is not None:
         data = sp.data.Data(**{**vars(data), "train": sp.data.Split(*(part[: arguments.samples] for part in data.train))})
-    configurations = {rule: settings_of(task, rule, tried) | {"watch": arguments.watch} for rule in arguments.rules}
+    kinds = itertools.product(arguments.rules, ("off", "on"))
+    configurations = {kind: settings_of(task, *kind, tried) | {"watch": arguments.watch} for kind in kinds}
     torch.set_float32_matmul_precision(next(iter(configurations.values()))["precision"])
     label = json.dumps(tried | {"samples": len(data.train.labels)}, sort_keys=True)
 
     def settings(key: Key) -> dict[str, Any] | None:
-        asked = key[0] in configurations and (final or key[3] == label)
-        return configurations[key[0]] if asked else None
+        asked = key[:2] in configurations and (final or key[3] == label)
+        return configurations[key[:2]] if asked else None
 
     def make(key: Key) -> dict[str, Any]:
-        found = train(data, *key[:3], settings=configurations[key[0]])
+        found = train(data, *key[:3], settings=configurations[key[:2]])
         return found if final else found | {"tried": tried}
 
     def whole(cells: Cells) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def is_of(row: Row, rule: str, homeostasis: str) -> bool:
 
 def is_final(task: str, row: Row) -> bool:
     """Whether a row has the settings that tasks.py gives the final cells."""
-    return bool(row["settings"] == json.loads(json.dumps(settings_of(task, row["rule"]))))
+    return bool(row["settings"] == json.loads(json.dumps(settings_of(task, row["rule"], row["homeostasis"]))))
 
 
 def chosen_homeostasis(found: Found, task: str, rule: str) -> str:

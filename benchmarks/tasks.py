@@ -32,19 +32,30 @@ COMMON: Settings = {
 }
 TASKS: dict[str, Settings] = {
     "mnist-mlp": {"data": "mnist", "model": "mlp:512,512", "num_steps": 8, "epochs": 12, "shift": 1},
-    "fashion-mnist-mlp": {"data": "fashion-mnist", "model": "mlp:512,512", "num_steps": 8, "epochs": 12, "flip": True},
+    "fashion-mnist-mlp": {"data": "fashion-mnist", "model": "mlp:512,512", "num_steps": 8, "epochs": 16, "flip": True},
     "mnist-conv": {"data": "mnist", "model": "conv:32,64-128", "num_steps": 4, "epochs": 10, "beta": 1.0},
     "fashion-mnist-conv": {"data": "fashion-mnist", "model": "conv:32,64-128", "num_steps": 4, "epochs": 10, "beta": 1.0},
     "nmnist": {"data": "nmnist", "model": "mlp:256,256", "num_steps": 20, "epochs": 60, "batch_size": 16},
     "braille": {"data": "braille", "model": "mlp:128,128", "num_steps": 256, "epochs": 60, "batch_size": 16},
 }
 RULES_OF_THE_TABLE = ("sigprop-surrogate", "sigprop-membrane", "sigprop-raw-membrane", "bptt", "shallow")
-CHOSEN: dict[tuple[str, str], Settings] = {}  # (task, rule): what validation chose, benchmarks/results/tuning-<task>.json
+# (task, rule, homeostasis): what validation chose, benchmarks/results/tuning-<task>.json. None: whatever the homeostasis.
+CHOSEN: dict[tuple[str, str, str | None], Settings] = {
+    ("mnist-mlp", "sigprop-surrogate", None): {"learning_rate": 2e-3},
+    ("mnist-mlp", "sigprop-membrane", None): {"learning_rate": 4e-3},
+    ("mnist-mlp", "bptt", None): {"learning_rate": 4e-3},
+    ("fashion-mnist-mlp", "sigprop-surrogate", None): {"learning_rate": 2e-3},
+    ("fashion-mnist-mlp", "sigprop-membrane", None): {"learning_rate": 2e-3},
+    ("fashion-mnist-mlp", "sigprop-raw-membrane", None): {"learning_rate": 2e-3},
+    ("fashion-mnist-mlp", "bptt", "off"): {"learning_rate": 4e-3},
+    ("fashion-mnist-mlp", "bptt", "on"): {"learning_rate": 2e-3},
+}
 
 
-def settings_of(task: str, rule: str, changed: Settings | None = None) -> Settings:
-    """The configuration of a rule on a task. ``changed`` settings come last; None takes the rule's own default."""
-    return {**COMMON, **TASKS[task], **CHOSEN.get((task, rule), {}), **(changed or {})}
+def settings_of(task: str, rule: str, homeostasis: str, changed: Settings | None = None) -> Settings:
+    """The configuration of a rule, with homeostasis "on" or "off", on a task. ``changed`` settings come last."""
+    chosen = [CHOSEN.get((task, rule, kind), {}) for kind in (None, homeostasis)]
+    return {**COMMON, **TASKS[task], **chosen[0], **chosen[1], **(changed or {})}
 
 
 def make_rule(name: str, settings: Settings, homeostasis: str) -> Rule:
