@@ -14,6 +14,7 @@ import torch
 
 import spikeprop as sp
 from spikeprop.catalogue import RULES, configure
+from spikeprop.models import heterogeneous, mlp
 from spikeprop.rules.base import Rule
 from spikeprop.runs import build_model
 
@@ -72,6 +73,10 @@ def make_rule(name: str, settings: Settings, homeostasis: str) -> Rule:
 
 
 def make_network(data: sp.data.Data, settings: Settings, seed: int) -> sp.Network:
+    if "taus" in settings:
+        neurons = heterogeneous(tuple(settings["taus"]), tuple(settings["current_taus"]), threshold=settings["threshold"])
+        hidden = [int(width) for width in settings["model"].removeprefix("mlp:").split(",")]
+        return mlp(data.input_shape, hidden, data.num_classes, neuron=neurons, gain=settings["gain"], seed=seed)
     neuron = sp.LIF(settings["beta"], settings["threshold"], alpha=settings["alpha"])
     return build_model(settings["model"], data, neuron=neuron, recurrent=settings["recurrent"], seed=seed)
 

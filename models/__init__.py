@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -14,13 +14,15 @@ from spikeprop.network import Network
 from spikeprop.neuron import LIF, Bernoulli, Neuron
 from spikeprop.synapse import AvgPool2d, Chain, Conv2d, Dense, Flatten, Synapse
 
+NeuronFactory = Callable[[int, torch.Generator], Neuron]
+
 
 def mlp(
     input_shape: Sequence[int],
     hidden: Sequence[int],
     outputs: int,
     *,
-    neuron: Neuron | None = None,
+    neuron: Neuron | NeuronFactory | None = None,
     gain: float = 1.0,
     centred: bool = True,
     regression: bool = False,
@@ -33,7 +35,8 @@ def mlp(
         input_shape: shape of one input at one step; pictures are flattened.
         hidden: neurons per layer, for example ``[256, 256]``.
         outputs: number of classes, or of real outputs with ``regression=True``.
-        neuron: the neurons of every layer (a copy each); ``LIF()`` by default.
+        neuron: the neurons of every layer (a copy each), or a function that makes them from a layer's width and a generator,
+            such as :func:`heterogeneous` returns; ``LIF()`` by default.
         gain: weights are drawn from N(0, gain^2 / fan-in). Biases start at threshold * (1 - beta), where the membrane of a
             neuron without input settles at its threshold and any drive above the mean makes it spike: neurons spike from the
             start, several layers deep.
@@ -56,7 +59,7 @@ def mlp(
         if index == 0 and len(input_shape) > 1:
             synapse = Chain(Flatten(), synapse)
         loop = Dense(width, width, gain=gain, generator=generator) if recurrent else None
-        layers.append((synapse, _copy(neuron, index), loop))
+        layers.append((synapse, _make(neuron, index, width, generator), loop))
     return _rest_at_threshold(Network(input_shape, layers, outputs, centred=centred, regression=regression))
 
 
@@ -109,6 +112,46 @@ def conv(
         layers.append((Chain(*parts, dense) if parts else dense, _copy(neuron, len(layers))))
         shape = (width,)
     return _rest_at_threshold(Network(input_shape, layers, outputs, centred=centred))
+
+
+def heterogeneous(
+    taus: tuple[float, float], current_taus: tuple[float, float] | None = None, *, threshold: float = 1.0
+) -> NeuronFactory:
+    """LIF neurons each with time constants of its own, for data whose time carries the information.
+
+    A layer of neurons from fast to slow sees the recent and the distant past at once (Perez-Nieves et al. 2021,
+    doi 10.1038/s41467-021-26022-3, learn such constants; here they are drawn once and stay). Constants are in steps, drawn
+    uniformly in their logarithm.
+
+    Args:
+        taus: shortest and longest time constant of the membrane.
+        current_taus: of the synaptic current; None for none. A reset wipes the membrane but not the current, so that long
+            memory at high rates wants slow currents.
+
+    Returns:
+        What :func:`mlp` takes as ``neuron``.
+
+    Raises:
+        InputError: a range that does not satisfy 0 < shortest <= longest.
+    """
+    for name, given in (("taus", taus), ("current_taus", current_taus)):
+        if given is not None and not 0.0 < given[0] <= given[1] < math.inf:
+            raise InputError(f"heterogeneous: {name} = {given} must be a range of steps with 0 < shortest <= longest")
+
+    def decays(width: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+        exponents = torch.rand(width, generator=generator)
+        return torch.exp(-1.0 / (low * (high / low) ** exponents))
+
+    def make(width: int, generator: torch.Generator) -> LIF:
+        beta = decays(width, *taus, generator)
+        alpha = 0.0 if current_taus is None else decays(width, *current_taus, generator)
+        return LIF(beta, threshold, alpha=alpha)
+
+    return make
+
+
+def _make(neuron: Neuron | NeuronFactory, index: int, width: int, generator: torch.Generator) -> Neuron:
+    return _copy(neuron, index) if isinstance(neuron, Neuron) else neuron(width, generator)
 
 
 def _copy(neuron: Neuron, index: int) -> Neuron:

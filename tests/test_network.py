@@ -8,7 +8,7 @@ import torch
 
 import spikeprop as sp
 from spikeprop.errors import InputError
-from spikeprop.models import conv, mlp
+from spikeprop.models import conv, heterogeneous, mlp
 from spikeprop.network import network_from_config
 
 SYNAPSES = [
@@ -162,3 +162,22 @@ def test_initial_weights_have_the_stated_scale() -> None:
 def test_bad_architectures_are_named(make, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_heterogeneous_neurons_have_time_constants_of_their_own() -> None:
+    """Drawn uniformly in the logarithm within the range: as many per octave; other layers draw others; a seed repeats them."""
+    make = heterogeneous((2.0, 32.0), (4.0, 64.0))
+    network = mlp((5,), [4000, 30], 3, neuron=make, seed=1)
+    taus, slow = (-1.0 / torch.log(decay) for decay in (network.layers[0].neuron.beta, network.layers[0].neuron.alpha))
+    for found, low in ((taus, 2.0), (slow, 4.0)):
+        assert found.min() >= low * (1 - 1e-5) and found.max() <= 16 * low * (1 + 1e-5)
+        per_octave = torch.bincount((found / low).log2().floor().long().clamp(0, 3), minlength=4)
+        assert (per_octave - 1000).abs().max() < 5 * (4000 * 0.25 * 0.75) ** 0.5
+    assert not torch.equal(taus, slow / 2)
+    assert network.layers[1].neuron.beta.shape == (30,)
+    again = mlp((5,), [4000, 30], 3, neuron=make, seed=1)
+    assert torch.equal(again.layers[0].neuron.beta, network.layers[0].neuron.beta)
+    assert heterogeneous((5.0, 5.0))(3, torch.Generator()).alpha == 0.0
+    for wrong in ((0.0, 2.0), (3.0, 2.0), (1.0, float("inf"))):
+        with pytest.raises(InputError, match="must be a range of steps with 0 < shortest <= longest"):
+            heterogeneous(wrong)
