@@ -36,7 +36,7 @@ TASKS: dict[str, Settings] = {
     "fashion-mnist-mlp": {"data": "fashion-mnist", "model": "mlp:512,512", "num_steps": 8, "epochs": 16, "flip": True},
     "mnist-conv": {"data": "mnist", "model": "conv:32,64-128", "num_steps": 4, "epochs": 10, "beta": 1.0},
     "fashion-mnist-conv": {"data": "fashion-mnist", "model": "conv:32,64-128", "num_steps": 4, "epochs": 10, "beta": 1.0},
-    "nmnist": {"data": "nmnist", "model": "mlp:256,256", "num_steps": 20, "epochs": 60, "batch_size": 16},
+    "nmnist": {"data": "nmnist", "model": "mlp:256,256", "num_steps": 20, "epochs": 60, "batch_size": 32, "shift": 1},
     "braille": {"data": "braille", "model": "mlp:128,128", "num_steps": 256, "epochs": 60, "batch_size": 16},
 }
 RULES_OF_THE_TABLE = ("sigprop-surrogate", "sigprop-membrane", "sigprop-raw-membrane", "bptt", "shallow")
@@ -82,7 +82,7 @@ def make_network(data: sp.data.Data, settings: Settings, seed: int) -> sp.Networ
 
 
 def augmentation(settings: Settings) -> sp.Augmentation:
-    return sp.Augmentation(settings["noise"], settings["shift"], settings["flip"])
+    return sp.Augmentation(**{name: settings[name] for name in ("noise", "shift", "flip", "drop", "delay") if name in settings})
 
 
 def default_homeostasis(name: str) -> str:

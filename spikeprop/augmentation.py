@@ -26,6 +26,8 @@ class Augmentation:
         shift: pictures move by up to so many pixels in each direction, each sample by its own whole number of pixels; what
             enters at the edge is zero. The frames of one recording move together.
         flip: pictures are mirrored left to right with probability 1/2. Not for digits or letters.
+        drop: every entry is set to zero with this probability: events get lost (EventDrop, Gu et al. 2021, arXiv 2106.05836).
+        delay: recordings begin up to so many steps earlier or later; what enters at the ends is zero.
 
     Raises:
         InputError: a value outside its range.
@@ -34,12 +36,18 @@ class Augmentation:
     noise: float = 0.0
     shift: int = 0
     flip: bool = False
+    drop: float = 0.0
+    delay: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise) and self.noise >= 0.0):
             raise InputError(f"Augmentation: noise = {self.noise} is a standard deviation and must be at least 0")
-        if not isinstance(self.shift, int) or isinstance(self.shift, bool) or self.shift < 0:
-            raise InputError(f"Augmentation: shift = {self.shift!r} must be a whole number of pixels, at least 0")
+        if not 0.0 <= self.drop < 1.0:
+            raise InputError(f"Augmentation: drop = {self.drop} is a probability and must be at least 0 and below 1")
+        for name, unit in (("shift", "pixels"), ("delay", "steps")):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise InputError(f"Augmentation: {name} = {value!r} must be a whole number of {unit}, at least 0")
 
     def check(self, input_shape: tuple[int, ...], encoder: Encoder) -> None:
         """Raise InputError where it does not suit inputs of this shape, or this encoder."""
@@ -54,11 +62,20 @@ class Augmentation:
             )
         if self.shift and self.shift >= min(input_shape[1:]):
             raise InputError(f"fit: shift = {self.shift} can move a picture of {input_shape} out of sight; give less")
+        if self.delay and not encoder.temporal:
+            raise InputError(
+                f"fit: delay = {self.delay} moves recordings in time, and inputs for the {encoder.name} encoder have no time; "
+                "leave it out"
+            )
 
     def __call__(self, inputs: Tensor, generator: Generator | None = None) -> Tensor:
         """Inputs ``[B, *features]`` or, for recordings, ``[B, T, *features]`` to changed ones of the same shape and type."""
         if self.shift:
-            inputs = _shift(inputs, self.shift, generator)
+            inputs = _shift(inputs, self.shift, self.shift, generator)
+        if self.delay:
+            inputs = _shift(inputs.flatten(2).unsqueeze(1), self.delay, 0, generator).reshape(inputs.shape)
+        if self.drop:
+            inputs = inputs * (torch.rand(inputs.shape, generator=generator) >= self.drop)
         if self.flip:
             mirrored = torch.rand(len(inputs), generator=generator) < 0.5
             inputs = torch.where(mirrored.view(-1, *[1] * (inputs.dim() - 1)), inputs.flip(-1), inputs)
@@ -70,11 +87,11 @@ class Augmentation:
         return asdict(self)
 
 
-def _shift(pictures: Tensor, most: int, generator: Generator | None) -> Tensor:
+def _shift(pictures: Tensor, down_most: int, right_most: int, generator: Generator | None) -> Tensor:
     """Each sample of ``[B, ..., H, W]`` moved by its own offset: a window of H by W cut from the picture with a border."""
     height, width = pictures.shape[-2:]
-    padded = F.pad(pictures, (most, most, most, most)).flatten(1, -3)
-    down, right = torch.randint(0, 2 * most + 1, (2, len(pictures), 1), generator=generator)
+    padded = F.pad(pictures, (right_most, right_most, down_most, down_most)).flatten(1, -3)
+    down, right = (torch.randint(0, 2 * most + 1, (len(pictures), 1), generator=generator) for most in (down_most, right_most))
     rows, columns = torch.arange(height) + down, torch.arange(width) + right
     sample = torch.arange(len(pictures)).view(-1, 1, 1)
     moved = padded.movedim(1, -1)[sample, rows.unsqueeze(2), columns.unsqueeze(1)]

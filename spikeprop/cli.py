@@ -68,7 +68,7 @@ def train(args: argparse.Namespace) -> Outcome:
     config, data = _configure(args)
     encoder, out = from_config(config["encoder"]), args.out
     settings = {"num_steps": config["num_steps"], "encoder": encoder, "seed": config["seed"]}
-    augment = Augmentation(config["noise"], config["shift"], config["flip"])
+    augment = Augmentation(**{name: config[name] for name in ("noise", "shift", "flip", "drop", "delay")})
 
     network, rule, test = _network(config, data, args.resume, out), _rule(config), _split(data, "test")
     if not args.resume:  # whatever may be refused is refused before an earlier run is replaced

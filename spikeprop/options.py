@@ -34,6 +34,8 @@ DEFAULTS: dict[str, Any] = {  # of a training; None: from the data
     "noise": 0.0,
     "shift": 0,
     "flip": False,
+    "drop": 0.0,
+    "delay": 0,
     "weight_bits": None,
     "start_from": None,
     "epochs": 20,
@@ -284,6 +286,8 @@ def _training(made: argparse.ArgumentParser) -> None:
     option("--noise", "standard deviation of noise on the training inputs, for small data", type=_positive, metavar="X")
     option("--shift", "move training pictures by up to N pixels, anew each time", type=_count, metavar="N")
     option("--flip", "mirror training pictures left to right, half the times", action="store_const", const=True)
+    option("--drop", "lose each entry of the training inputs with probability P", type=_positive, metavar="P")
+    option("--delay", "move training recordings by up to N steps in time", type=_count, metavar="N")
     option("--update-every", "time steps between weight updates (default: once per sample)", type=_count, metavar="K")
     bits = range(2, 9)
     option("--weight-bits", "train with Loihi's weights of 2 to 8 bits, and its decays", type=int, choices=bits, metavar="N")

@@ -51,6 +51,8 @@ ADDED = {  # what later versions added to a configuration, as earlier ones had i
     "noise": 0.0,
     "shift": 0,
     "flip": False,
+    "drop": 0.0,
+    "delay": 0,
     "update_every": None,
     "recurrent": False,
     "truncate": None,

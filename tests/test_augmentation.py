@@ -43,6 +43,27 @@ def test_half_the_pictures_are_mirrored() -> None:
     assert 160 < mirrored.sum() < 240
 
 
+def test_recordings_move_in_time_alone() -> None:
+    """Against every delay written out by hand."""
+    recording = torch.rand(6, 3)
+    expected = torch.stack(
+        [
+            torch.cat([torch.zeros(max(d, 0), 3), recording[max(-d, 0) : 6 - max(d, 0)], torch.zeros(max(-d, 0), 3)])
+            for d in (-2, -1, 0, 1, 2)
+        ]
+    )
+    moved = Augmentation(delay=2)(recording.expand(500, -1, -1), torch.Generator().manual_seed(0))
+    same = (moved.unsqueeze(1) == expected).flatten(2).all(2)
+    assert (same.sum(1) == 1).all() and (same.sum(0) > 60).all()
+
+
+def test_events_get_lost_as_often_as_asked() -> None:
+    events = torch.ones(100, 20, 30, dtype=torch.uint8)
+    left = Augmentation(drop=0.3)(events, torch.Generator().manual_seed(0))
+    assert left.dtype == torch.uint8 and set(left.unique().tolist()) == {0, 1}
+    assert left.float().mean().item() == pytest.approx(0.7, abs=5 * (0.21 / 60_000) ** 0.5)
+
+
 def test_nothing_is_the_default() -> None:
     inputs = torch.rand(3, 1, 4, 4)
     assert Augmentation()(inputs) is inputs
@@ -54,6 +75,8 @@ def test_nothing_is_the_default() -> None:
         ({"noise": -0.1}, r"noise = -0\.1 is a standard deviation"),
         ({"noise": float("nan")}, "noise = nan is a standard deviation"),
         ({"shift": -1}, "shift = -1 must be a whole number of pixels"),
+        ({"delay": -2}, "delay = -2 must be a whole number of steps"),
+        ({"drop": 1.0}, r"drop = 1\.0 is a probability"),
         ({"shift": 1.5}, r"shift = 1\.5 must be a whole number of pixels"),
     ],
 )
@@ -66,6 +89,8 @@ def test_what_does_not_suit_the_data_is_refused_before_training() -> None:
     data, network = sp.data.load("digits"), mlp((1, 8, 8), [4], 10)
     with pytest.raises(InputError, match=r"shift = 8 can move a picture of \(1, 8, 8\) out of sight"):
         sp.fit(network, sp.SigProp(), data, 2, augment=Augmentation(shift=8))
+    with pytest.raises(InputError, match="delay = 3 moves recordings in time, and inputs for the current encoder have no time"):
+        sp.fit(network, sp.SigProp(), data, 2, augment=Augmentation(delay=3))
     taxels = sp.data.from_arrays((torch.rand(4, 3, 12), torch.tensor([0, 1, 0, 1])), temporal=True)
     with pytest.raises(InputError, match=r"shift = 1 and flip = False move pictures .* shape \(12,\)"):
         sp.fit(mlp((12,), [4], 2), sp.SigProp(), taxels, augment=Augmentation(shift=1))
