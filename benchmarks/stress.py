@@ -59,10 +59,10 @@ BENCHMARKS: dict[str, dict[str, Any]] = {  # the network and how long it is trai
 LEARNING_RATES: dict[str, dict[str, float]] = {
     "fashion-mnist": {
         "bptt-hard": 1e-3,
-        "bptt": 2e-3,
-        "sigprop-surrogate": 4e-3,
-        "sigprop-membrane": 4e-3,
-        "sigprop-raw-membrane": 4e-3,
+        "bptt": 4e-3,
+        "sigprop-surrogate": 2e-3,
+        "sigprop-membrane": 2e-3,
+        "sigprop-raw-membrane": 2e-3,
     },
     "digits": {
         "bptt-hard": 0.1,

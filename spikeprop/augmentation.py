@@ -26,7 +26,8 @@ class Augmentation:
         shift: pictures move by up to so many pixels in each direction, each sample by its own whole number of pixels; what
             enters at the edge is zero. The frames of one recording move together.
         flip: pictures are mirrored left to right with probability 1/2. Not for digits or letters.
-        drop: every entry is set to zero with this probability: events get lost (EventDrop, Gu et al. 2021, arXiv 2106.05836).
+        drop: every entry is set to zero with this probability and the others grow by 1 / (1 - drop), so that the mean input,
+            which centring takes away, stays (dropout, Srivastava et al. 2014; on events it makes others than 0 and 1).
         delay: recordings begin up to so many steps earlier or later; what enters at the ends is zero.
 
     Raises:
@@ -69,13 +70,13 @@ class Augmentation:
             )
 
     def __call__(self, inputs: Tensor, generator: Generator | None = None) -> Tensor:
-        """Inputs ``[B, *features]`` or, for recordings, ``[B, T, *features]`` to changed ones of the same shape and type."""
+        """Inputs ``[B, *features]`` or, for recordings, ``[B, T, *features]`` to changed ones of the same shape."""
         if self.shift:
             inputs = _shift(inputs, self.shift, self.shift, generator)
         if self.delay:
             inputs = _shift(inputs.flatten(2).unsqueeze(1), self.delay, 0, generator).reshape(inputs.shape)
         if self.drop:
-            inputs = inputs * (torch.rand(inputs.shape, generator=generator) >= self.drop)
+            inputs = inputs * (torch.rand(inputs.shape, generator=generator) >= self.drop) / (1.0 - self.drop)
         if self.flip:
             mirrored = torch.rand(len(inputs), generator=generator) < 0.5
             inputs = torch.where(mirrored.view(-1, *[1] * (inputs.dim() - 1)), inputs.flip(-1), inputs)
