@@ -37,7 +37,27 @@ def test_links_and_pictures_exist() -> None:
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-LABELS = {"digits": "digits, `mlp:256,256`, T = 8, 20 epochs", "mnist": "MNIST, `mlp:512,512`, T = 8, 6 epochs"}
+LABELS = {"digits": "digits, `mlp:256,256`, T = 8, 20 epochs"}
+TASKS = {
+    "mnist-mlp": "MNIST, `mlp:512,512`, T = 8, 12 epochs",
+    "fashion-mnist-mlp": "Fashion-MNIST, `mlp:512,512`, T = 8, 16 epochs",
+    "nmnist": "N-MNIST part, `mlp:256,256`, T = 20, 60 epochs",
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_figures_are_those_of_the_evidence(task: str) -> None:
+    text = (ROOT / "README.md").read_text()
+    rows = json.loads((ROOT / "benchmarks" / "results" / f"evidence-{task}.json").read_text())["summary"]
+    shown = [
+        row for row in rows if row["seeds"] == [0, 1, 2] and row["rule"] in ("sigprop-surrogate", "sigprop-membrane", "bptt")
+    ]
+    assert {row["rule"] for row in shown} == {"sigprop-surrogate", "sigprop-membrane", "bptt"}
+    for row in shown:
+        name = f"`{row['rule']}`" + (f", homeostasis {row['homeostasis']}" if row["rule"] == "bptt" else "")
+        figures = " | ".join(f"{each['mean']:.4f} ± {each['std']:.4f}" for each in (row["accuracy"]["readout"], row["loihi"]))
+        line = f"| {TASKS[task]} | {name} | {figures} | {row['worst']['dead']:.1%} | {row['worst']['rate']:.2f} |"
+        assert line in text, line
 
 
 @pytest.mark.parametrize("data", LABELS)

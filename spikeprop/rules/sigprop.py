@@ -1,7 +1,7 @@
 """Signal Propagation on spiking networks (Kohan, Rietman, Siegelmann, arXiv 2204.01723).
 
 The target travels forward through the same network as the input, as extra rows: one per class, which enter the first layer
-through synapses of their own and share every weight after it. Each layer learns while the two pass through it:
+beside the mean input, through synapses of their own, and share every weight after it. Each layer learns while the two pass:
 
     h = phi(U of the input rows) [B, n]        t = phi(U of the target rows) [C, n]
     L = cross_entropy(similarity(h, t) / temperature, label)
