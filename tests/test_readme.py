@@ -41,7 +41,6 @@ LABELS = {"digits": "digits, `mlp:256,256`, T = 8, 20 epochs"}
 TASKS = {
     "mnist-mlp": "MNIST, `mlp:512,512`, T = 8, 12 epochs",
     "fashion-mnist-mlp": "Fashion-MNIST, `mlp:512,512`, T = 8, 16 epochs",
-    "nmnist": "N-MNIST part, `mlp:256,256`, T = 20, 60 epochs",
 }
 
 
