@@ -69,6 +69,7 @@ def conv(
     outputs: int,
     *,
     kernel_size: int = 3,
+    stride: int = 1,
     pool: int = 2,
     hidden: Sequence[int] = (128,),
     neuron: Neuron | None = None,
@@ -82,7 +83,8 @@ def conv(
         input_shape: ``(C, H, W)`` of one input at one step.
         channels: channels per convolutional layer.
         kernel_size: odd, so that padding keeps the picture's size.
-        pool: size of the pooling windows; it is part of the next layer's synapse.
+        stride: of every convolution. ``stride=2, pool=1`` shrinks pictures as pooling does, with a quarter of the neurons.
+        pool: size of the pooling windows, 1 for none; it is part of the next layer's synapse.
         hidden: neurons per fully connected layer after the last pooling.
         neuron, gain, centred, seed, outputs: as for :func:`mlp`.
 
@@ -99,13 +101,16 @@ def conv(
     shape = tuple(input_shape)
     for index, (before, after) in enumerate(zip([shape[0], *channels[:-1]], channels, strict=True)):
         pooled = pool if index > 0 else 1  # a mean over pool^2 spikes has 1/pool of their standard deviation
-        synapse: Synapse = Conv2d(before, after, kernel_size, padding=kernel_size // 2, gain=gain * pooled, generator=generator)
-        if index > 0:
+        how = {"stride": stride, "padding": kernel_size // 2}
+        synapse: Synapse = Conv2d(before, after, kernel_size, **how, gain=gain * pooled, generator=generator)
+        if pooled > 1:
             synapse = Chain(AvgPool2d(pool), synapse)
         layers.append((synapse, _copy(neuron, len(layers))))
         shape = synapse.output_shape(shape)
     for index, width in enumerate(hidden):
-        parts: list[Synapse] = [AvgPool2d(pool), Flatten()] if index == 0 else []
+        parts: list[Synapse] = []
+        if index == 0:
+            parts = [Flatten()] if pool == 1 else [AvgPool2d(pool), Flatten()]
         for part in parts:
             shape = part.output_shape(shape)
         dense = Dense(shape[0], width, gain=gain * (pool if index == 0 else 1), generator=generator)

@@ -181,3 +181,11 @@ def test_heterogeneous_neurons_have_time_constants_of_their_own() -> None:
     for wrong in ((0.0, 2.0), (3.0, 2.0), (1.0, float("inf"))):
         with pytest.raises(InputError, match="must be a range of steps with 0 < shortest <= longest"):
             heterogeneous(wrong)
+
+
+def test_a_strided_network_has_the_shapes_of_a_pooled_one_with_fewer_neurons() -> None:
+    strided = conv((1, 28, 28), [3, 5], 10, kernel_size=5, stride=2, pool=1, hidden=[7])
+    assert [layer.output_shape for layer in strided.layers] == [(3, 14, 14), (5, 7, 7), (7,)]
+    pooled = conv((1, 28, 28), [3, 5], 10, hidden=[7])
+    assert [layer.output_shape for layer in pooled.layers] == [(3, 28, 28), (5, 14, 14), (7,)]
+    assert strided.layers[2].synapse.weight.shape == pooled.layers[2].synapse.weight.shape == (7, 5 * 7 * 7)
