@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, Cells, Key, ResultFile, header, spread
-from tasks import RULES_OF_THE_TABLE, TASKS, augmentation, default_homeostasis, make_network, make_rule, settings_of
+from tasks import RULES_OF_THE_TABLE, TASKS, augmentation, default_homeostasis, make_network, make_rule, recipe, settings_of
 
 import spikeprop as sp
 from spikeprop.backends import loihi
@@ -164,7 +164,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.samples is not None:
         data = sp.data.Data(**{**vars(data), "train": sp.data.Split(*(part[: arguments.samples] for part in data.train))})
     kinds = itertools.product(arguments.rules, ("off", "on"))
-    configurations = {kind: settings_of(task, *kind, tried) | {"watch": arguments.watch} for kind in kinds}
+    configurations = {}
+    for rule, homeostasis in kinds:
+        chosen = settings_of(task, rule, homeostasis, tried)
+        configurations[rule, homeostasis] = chosen | {
+            "watch": arguments.watch,
+            "recipe": recipe(rule, chosen, homeostasis),
+        }
     torch.set_float32_matmul_precision(next(iter(configurations.values()))["precision"])
     label = json.dumps(tried | {"samples": len(data.train.labels)}, sort_keys=True)
 

@@ -11,7 +11,7 @@ from typing import Any
 import evidence
 import stress
 from common import Key, read_json
-from tasks import RULES_OF_THE_TABLE, TASKS, default_homeostasis, settings_of
+from tasks import RULES_OF_THE_TABLE, TASKS, default_homeostasis, recipe, settings_of
 
 Row = dict[str, Any]
 Found = dict[str, dict[str, Any]]  # by the file's name its content, without cells where there is no file
@@ -75,7 +75,8 @@ def is_of(row: Row, rule: str, homeostasis: str) -> bool:
 
 def is_final(task: str, row: Row) -> bool:
     """Whether a row has the settings that tasks.py gives the final cells."""
-    return bool(row["settings"] == json.loads(json.dumps(settings_of(task, row["rule"], row["homeostasis"]))))
+    wanted = settings_of(task, row["rule"], row["homeostasis"])
+    return bool(row["settings"] == json.loads(json.dumps(wanted | {"recipe": recipe(row["rule"], wanted, row["homeostasis"])})))
 
 
 def chosen_homeostasis(found: Found, task: str, rule: str) -> str:

@@ -14,6 +14,7 @@ import torch
 
 import spikeprop as sp
 from spikeprop.catalogue import RULES, configure
+from spikeprop.errors import InputError
 from spikeprop.models import heterogeneous, mlp
 from spikeprop.rules.base import Rule
 from spikeprop.runs import build_model
@@ -72,10 +73,18 @@ def make_rule(name: str, settings: Settings, homeostasis: str) -> Rule:
     return rule
 
 
+def recipe(name: str, settings: Settings, homeostasis: str) -> str:
+    """The rule with everything that it was given and that it defaults to: a changed default of the library changes it."""
+    return repr(make_rule(name, settings, homeostasis))
+
+
 def make_network(data: sp.data.Data, settings: Settings, seed: int) -> sp.Network:
     if "taus" in settings:
         neurons = heterogeneous(tuple(settings["taus"]), tuple(settings["current_taus"]), threshold=settings["threshold"])
-        hidden = [int(width) for width in settings["model"].removeprefix("mlp:").split(",")]
+        kind, _, widths = settings["model"].partition(":")
+        if kind != "mlp" or settings["recurrent"] or not {"current_taus", "gain"} <= settings.keys():
+            raise InputError(f"tasks: taus = {settings['taus']} suit mlp without recurrence, and go with current_taus and gain")
+        hidden = [int(width) for width in widths.split(",")]
         return mlp(data.input_shape, hidden, data.num_classes, neuron=neurons, gain=settings["gain"], seed=seed)
     neuron = sp.LIF(settings["beta"], settings["threshold"], alpha=settings["alpha"])
     return build_model(settings["model"], data, neuron=neuron, recurrent=settings["recurrent"], seed=seed)

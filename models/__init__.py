@@ -161,6 +161,10 @@ def _make(neuron: Neuron | NeuronFactory, index: int, width: int, generator: tor
 
 def _copy(neuron: Neuron, index: int) -> Neuron:
     """A neuron of its own for layer ``index``; where neurons draw random numbers, different ones in every layer."""
+    if not isinstance(neuron, Neuron):
+        raise InputError(
+            f"conv: neuron = {neuron!r} makes neurons for the width of a dense layer; use it with mlp, or give one Neuron here"
+        )
     neuron = copy.deepcopy(neuron)
     if isinstance(neuron, Bernoulli):
         neuron.seed += index * 1_000_003  # far apart, so that layers of other networks do not meet either

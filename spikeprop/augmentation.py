@@ -42,7 +42,9 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise) and self.noise >= 0.0):
-            raise InputError(f"Augmentation: noise = {self.noise} is a standard deviation and must be at least 0")
+            raise InputError(f"Augmentation: noise = {self.noise} is a standard deviation and must be finite and at least 0")
+        if not isinstance(self.flip, bool):
+            raise InputError(f"Augmentation: flip = {self.flip!r} must be True or False")
         if not 0.0 <= self.drop < 1.0:
             raise InputError(f"Augmentation: drop = {self.drop} is a probability and must be at least 0 and below 1")
         for name, unit in (("shift", "pixels"), ("delay", "steps")):
@@ -50,16 +52,22 @@ class Augmentation:
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise InputError(f"Augmentation: {name} = {value!r} must be a whole number of {unit}, at least 0")
 
-    def check(self, input_shape: tuple[int, ...], encoder: Encoder) -> None:
-        """Raise InputError where it does not suit inputs of this shape, or this encoder."""
+    def check(self, input_shape: tuple[int, ...], encoder: Encoder, num_steps: int | None = None) -> None:
+        """Raise InputError where it does not suit inputs of this shape (and these steps, of recordings), or this encoder."""
         if self.noise and encoder.name != "current":
             raise InputError(
                 f"fit: noise = {self.noise:g} suits inputs fed as a current, not the {encoder.name} encoder; leave it at 0"
             )
-        if (self.shift or self.flip) and len(input_shape) != 3:
+        for name in ("shift", "flip"):
+            value = getattr(self, name)
+            if value and len(input_shape) != 3:
+                raise InputError(
+                    f"fit: {name} = {value} moves pictures (C, H, W), and one input here has shape {input_shape}; leave it out"
+                )
+        if self.drop and encoder.name in ("poisson", "latency"):
             raise InputError(
-                f"fit: shift = {self.shift} and flip = {self.flip} move pictures (C, H, W), and one input here has shape "
-                f"{input_shape}; leave them out"
+                f"fit: drop = {self.drop:g} enlarges the inputs it leaves, beyond the 1 that the {encoder.name} encoder takes; "
+                "leave it at 0"
             )
         if self.shift and self.shift >= min(input_shape[1:]):
             raise InputError(f"fit: shift = {self.shift} can move a picture of {input_shape} out of sight; give less")
@@ -68,6 +76,8 @@ class Augmentation:
                 f"fit: delay = {self.delay} moves recordings in time, and inputs for the {encoder.name} encoder have no time; "
                 "leave it out"
             )
+        if num_steps is not None and self.delay >= num_steps:
+            raise InputError(f"fit: delay = {self.delay} can move a recording of {num_steps} steps out of sight; give less")
 
     def __call__(self, inputs: Tensor, generator: Generator | None = None) -> Tensor:
         """Inputs ``[B, *features]`` or, for recordings, ``[B, T, *features]`` to changed ones of the same shape."""

@@ -14,6 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,6 +163,8 @@ def diagnose(args: argparse.Namespace) -> Outcome:
         **diagnosis_page.content(after, rule.homeostasis, before, run.history.epochs),
     }
     out = args.out or args.run
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder")
     runs.write_json(out / "diagnosis.json", found)
     write_text(out / "diagnosis.html", diagnosis_page.page(found))
     text = f"{args.split} split of {config['data']}, {after}\n\n{diagnosis_page.course(found)}\n\nadvice\n" + "\n".join(
@@ -175,7 +178,8 @@ def _before_training(run: runs.Run, split: Split, data_root: str | None) -> Heal
     try:
         data = run.data(data_root)
         return runs.health_before_training(_network(run.config, data, False, run.path), data, split, **run.settings())
-    except SpikepropError:
+    except SpikepropError as error:
+        print(f"the network before training cannot be built anew: {error}", file=sys.stderr)
         return None
 
 
@@ -307,7 +311,10 @@ def _configure(args: argparse.Namespace) -> tuple[dict[str, Any], Data]:
     config = {**DEFAULTS, **given}
     if config["start_from"] is not None:
         config |= _inherit(given)
-    config |= catalogue.settings_of(_rule(config, weight_bits=None))
+    chosen: Any = _rule(config, weight_bits=None)
+    config |= catalogue.settings_of(chosen)
+    band = chosen.homeostasis
+    config["rate_band"] = None if band is None else [band.lowest, band.highest, band.strength]
     data = runs.load_data(config)
     config = _suited(config, data)
     config |= {"input_coding": runs.input_coding(from_config(config["encoder"]), data), "versions": runs.versions()}
@@ -339,7 +346,10 @@ def _inherit(given: dict[str, Any]) -> dict[str, Any]:
 
 def _rule(config: dict[str, Any], **changed: Any) -> Rule:
     config = config | changed
-    rule = catalogue.configure(config["rule"], config)
+    rule: Any = catalogue.configure(config["rule"], config)
+    if rule.homeostasis is not None and config.get("rate_band"):  # of a run made with other defaults
+        lowest, highest, strength = config["rate_band"]
+        rule = replace(rule, homeostasis=replace(rule.homeostasis, lowest=lowest, highest=highest, strength=strength))
     return rule if config["weight_bits"] is None else loihi.QuantizationAware(rule, config["weight_bits"])
 
 

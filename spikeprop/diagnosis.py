@@ -394,7 +394,7 @@ def _remedy(layer: LayerDiagnosis, number: int, cause: str) -> str:
         "bias": f"raise the biases below 0 to 0: {here}.bias.clamp_(min=0)",
         "inhibition": "negative weights outweigh the positive ones: raise the bias, or weaken the negative weights",
         "centring": "centring takes more than this data gives: set the mean anew on it "
-        + ("(spikeprop.training.centre_inputs)" if number == 1 else f"({here[:-3]}[{number - 2}].rate)")
+        + ("(spikeprop.training.centre_inputs)" if number == 1 else f"(network.layers[{number - 2}].rate)")
         + ", or build with centred=False",
         "competition": f"rivals always win: allow more than {layer.rivals} winners, or use homeostasis, which tires them",
         "chance": "they rose above the threshold and drew no spike: measure over more samples",
@@ -407,7 +407,7 @@ def _by_bias(layer: LayerDiagnosis, homeostasis: Homeostasis | None) -> str:
     ready = [neuron for neuron in layer.dead if layer.lift[neuron] > 0]
     if not ready:
         return "the bias cannot help"
-    off = homeostasis is None or homeostasis.strength == 0.0
+    off = homeostasis is None or homeostasis.strength == 0.0 or homeostasis.act_on != "bias"
     band = Homeostasis() if homeostasis is None or off else homeostasis
     updates = math.ceil(_sufficient(layer.lift[ready] / layer.threshold[ready]) / band.strength)
     how = "--homeostasis on" if off else "homeostasis, which is on,"

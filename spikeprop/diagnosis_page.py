@@ -58,7 +58,8 @@ def _histogram(layer: LayerDiagnosis) -> Content:
     peak, dead = layer.peak.double().numpy(), (layer.health.spike_counts == 0).flatten().numpy()
     low, high = np.clip([peak.min(), peak.max()], LOWEST, HIGHEST)
     width = max(high - low, 0.5) / BARS
-    edges = 1.0 + width * np.arange(np.floor((min(low, 1.0) - 1.0) / width), np.ceil((max(high, 1.0) - 1.0) / width) + 1)
+    first, last = np.floor((min(low, 1.0) - 1.0) / width), np.ceil((max(high, 1.0) - 1.0) / width)
+    edges = 1.0 + width * np.arange(first, max(last, first + 1) + 1)
     # A membrane at the threshold has not spiked: bars hold their upper edge.
     place = np.clip(np.ceil((peak - edges[0]) / width).astype(int) - 1, 0, max(0, len(edges) - 2))
     counts = {

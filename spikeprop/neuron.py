@@ -8,8 +8,8 @@
     U[t] <- U[t]                              "none"
 
 :func:`advance` is this block: training and inference call it with floating-point tensors, the Loihi simulator calls it with
-integers and :data:`spikeprop.backends.loihi.LOIHI` arithmetic (its compiled loop is held to it by tests). Only operators are
-used, so the arguments may be torch tensors or numpy arrays.
+integers and :data:`spikeprop.backends.loihi.LOIHI` arithmetic (its compiled loop is held to it by tests). The arguments may be
+torch tensors or numpy arrays.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Arithmetic(Protocol):
     See :data:`FLOAT`, ``backends.loihi.LOIHI``, and the differentiable ones of :mod:`spikeprop.differentiable`.
     """
 
-    def decay(self, value: Any, keep: Any) -> Any: ...
+    def decay(self, value: Any, keep: Any) -> Any:
+        """``keep`` times the value, as a new array: :func:`advance` adds to it in place."""
+
     def current(self, value: Any) -> Any: ...
     def membrane(self, value: Any) -> Any: ...
     def spike(self, membrane: Any, threshold: Any) -> Any:
@@ -122,7 +124,7 @@ def advance(
     reset_mechanism: Reset = "zero",
     arithmetic: Arithmetic = FLOAT,
 ) -> tuple[Any, Any, NeuronState]:
-    """One time step of the equations above, elementwise over arrays of any shape.
+    """One time step of the equations above, elementwise over arrays of any shape; state and drive have one shape and type.
 
     Returns the spikes (as the arithmetic has them: numbers 0 and 1, or booleans), the membrane before the reset, and the state
     after it.

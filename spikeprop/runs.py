@@ -59,6 +59,7 @@ ADDED = {  # what later versions added to a configuration, as earlier ones had i
     "broadcast": None,
     "reset_gradient": None,
     "homeostasis": "on",
+    "rate_band": [0.02, 0.2, 0.02],
     "weight_bits": None,
     "start_from": None,
     "health_before_training": None,
@@ -173,8 +174,9 @@ def refuse_loss(path: Path) -> None:
 
 
 def clear(path: Path) -> None:
-    """Remove a run's files, and nothing else, from its folder."""
-    for name in (RESULT, NETWORK, HISTORY, CHECKPOINT, CONFIG):
+    """Remove a run's files and what was found out about them, and nothing else, from its folder."""
+    reports = [f"{name}.{kind}" for name in ("diagnosis", "parity") for kind in ("json", "html")]
+    for name in (RESULT, NETWORK, HISTORY, CHECKPOINT, CONFIG, *reports):
         (path / name).unlink(missing_ok=True)
 
 

@@ -1,7 +1,7 @@
 """Target generators: how a label becomes a signal that enters the first layer beside the input.
 
-The context rows, one per class (or one per sample for real-valued targets), see the mean input of the training set and, through
-synapses of their own, their target; from there on they travel through the same weights as the input rows.
+The context rows, one per class (or one per sample for real-valued targets), see the mean input that a centred network
+subtracts and, through synapses of their own, their target; from there on they travel through the weights of the input rows.
 """
 
 from __future__ import annotations

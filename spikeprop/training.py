@@ -161,7 +161,7 @@ def fit(
 def check_training(network: Network, data: Data, epochs: int, encoder: Encoder, augment: Augmentation | None = None) -> None:
     """Raise InputError for what :func:`fit` would refuse before it begins."""
     if augment is not None:
-        augment.check(tuple(data.input_shape), encoder)
+        augment.check(tuple(data.input_shape), encoder, data.num_steps)
     if epochs < 1:
         raise InputError(f"fit: epochs = {epochs} must be at least 1")
     if tuple(data.input_shape) != network.input_shape:
@@ -285,11 +285,10 @@ def _restore(
     tensors, header = read_tensors(path)
     if "settings" not in header:
         raise CheckpointError(f"{path} is a saved network, not a checkpoint: it has no optimiser state to resume from")
-    changed = {
-        name: (old, settings[name]) for name, old in header["settings"].items() if old != json.loads(json.dumps(settings[name]))
-    }
+    before, now = header["settings"], json.loads(json.dumps(settings))  # those of another version have other names
+    changed = [name for name in {**before, **now} if name not in before or name not in now or before[name] != now[name]]
     if changed:
-        what = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in changed.items())
+        what = "; ".join(f"{name} was {before.get(name, 'unknown')}, is {now.get(name, 'unknown')}" for name in changed)
         raise CheckpointError(
             f"{path} belongs to a run with other settings ({what}); resume with the same ones or start a new run"
         )

@@ -91,6 +91,10 @@ def test_what_does_not_suit_the_data_is_refused_before_training() -> None:
         sp.fit(network, sp.SigProp(), data, 2, augment=Augmentation(shift=8))
     with pytest.raises(InputError, match="delay = 3 moves recordings in time, and inputs for the current encoder have no time"):
         sp.fit(network, sp.SigProp(), data, 2, augment=Augmentation(delay=3))
+    with pytest.raises(InputError, match=r"drop = 0\.3 enlarges the inputs it leaves, beyond the 1 that the poisson encoder"):
+        sp.fit(network, sp.SigProp(), data, 2, augment=Augmentation(drop=0.3), encoder=sp.Poisson())
     taxels = sp.data.from_arrays((torch.rand(4, 3, 12), torch.tensor([0, 1, 0, 1])), temporal=True)
-    with pytest.raises(InputError, match=r"shift = 1 and flip = False move pictures .* shape \(12,\)"):
+    with pytest.raises(InputError, match=r"shift = 1 moves pictures .* shape \(12,\)"):
         sp.fit(mlp((12,), [4], 2), sp.SigProp(), taxels, augment=Augmentation(shift=1))
+    with pytest.raises(InputError, match="delay = 3 can move a recording of 3 steps out of sight"):
+        sp.fit(mlp((12,), [4], 2), sp.SigProp(), taxels, augment=Augmentation(delay=3))

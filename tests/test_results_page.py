@@ -28,7 +28,9 @@ def evidence_cell(
     scripts: Any, task: str, rule: str, homeostasis: str, seed: int, accuracy: float, **more: Any
 ) -> dict[str, Any]:
     """A final cell of two layers; with ``images`` one that looks at validation. ``dead`` and ``rate`` are those of layer 2."""
-    settings = scripts.tasks.settings_of(task, rule, homeostasis, more.get("settings")) | {"watch": more.get("watch", False)}
+    chosen = scripts.tasks.settings_of(task, rule, homeostasis, more.get("settings"))
+    recipe = scripts.tasks.recipe(rule, chosen, homeostasis)
+    settings = chosen | {"watch": more.get("watch", False), "recipe": recipe}
     health = {"dead": [0.0, more.get("dead", 0.0)], "rate": [0.05, more.get("rate", 0.1)]}
     health |= {"nearly_dead": [0.0, 0.125], "saturated": [0.0, 0.0]}
     cell = {"rule": rule, "homeostasis": homeostasis, "seed": seed, "settings": settings, "commit": "abc", "seconds": 7.0}

@@ -16,6 +16,7 @@ import spikeprop as sp
 from spikeprop.errors import CheckpointError, InputError
 from spikeprop.models import mlp
 from spikeprop.rules.forward_forward import predict_by_goodness
+from spikeprop.storage import read_tensors, write_tensors
 from spikeprop.training import CHECKPOINT
 
 ADAM = partial(torch.optim.Adam, lr=4e-3)
@@ -115,6 +116,18 @@ def test_a_wrong_or_missing_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT).write_bytes(whole[:-10])
     with pytest.raises(CheckpointError, match="damaged"):
         fit(small(), tmp_path, epochs=1, resume=True)
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_not_misread(tmp_path: Path) -> None:
+    """An earlier version stored a setting called noise where there is now one called augment."""
+    fit(small(), tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    tensors, header = read_tensors(path)
+    del header["settings"]["augment"]
+    header["settings"]["noise"] = 0.0
+    write_tensors(path, tensors, header)
+    with pytest.raises(CheckpointError, match=r"other settings \(noise was 0\.0, is unknown; augment was unknown, is \{"):
+        fit(small(), tmp_path, resume=True)
 
 
 def test_data_that_do_not_fit_are_named() -> None:
