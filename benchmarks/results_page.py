@@ -107,7 +107,11 @@ def headline_table(found: Found) -> str:
 
 def changed_settings(task: str, row: Row) -> str:
     base = COMMON | TASKS[task]
-    told = [f"{name}={value}" for name, value in row["settings"].items() if name not in base or base[name] != value]
+    told = [
+        f"{name}={value}"
+        for name, value in row["settings"].items()
+        if name != "recipe" and (name not in base or base[name] != value)
+    ]
     return " ".join(told) or "the task's own"
 
 

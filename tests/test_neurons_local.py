@@ -342,9 +342,10 @@ def local_gradients(network: sp.Network, inputs: Tensor, labels: Tensor, trace: 
         current = membrane = spikes = torch.zeros(batch + network.outputs, len(bias), dtype=inputs.dtype)
         losses, sent = [], []
         for step in range(steps):
-            drive = x[step] @ weight.T
-            if index == 0:
-                drive = torch.cat([drive, network.target.weight.T])  # one-hot targets
+            if index == 0:  # one-hot targets, each beside the mean input
+                drive = torch.cat([x[step] @ weight.T, network.target.weight.T + weight @ mean])
+            else:
+                drive = x[step] @ weight.T
             current = neuron.alpha * current + drive + spikes @ loop.T
             membrane = neuron.beta * membrane + current + offset
             spikes = (membrane > neuron.threshold).to(membrane).detach()

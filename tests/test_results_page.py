@@ -60,8 +60,9 @@ def lines_of(page: str, start: str) -> list[str]:
 
 
 @pytest.fixture
-def known(scripts: Any, tmp_path: Path) -> Path:
-    """Results of MNIST whose verdicts are known."""
+def known(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Results of MNIST whose verdicts are known, whatever settings validation chose in truth."""
+    monkeypatch.setattr(scripts.tasks, "CHOSEN", {})
 
     def cells(rule: str, homeostasis: str, accuracies: list[float], **more: Any) -> list[dict[str, Any]]:
         return [
