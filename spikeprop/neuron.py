@@ -165,6 +165,15 @@ class Neuron(nn.Module):
     def arithmetic(self) -> Arithmetic:
         return FLOAT
 
+    @property
+    def unit(self) -> float:
+        """What the layer's weights, biases and membranes are measured in: its threshold (the mean, if there are several).
+
+        1 for neurons without a threshold.
+        """
+        threshold = self.threshold if isinstance(self.threshold, float) else float(self.threshold.mean())
+        return threshold or 1.0
+
     def initial_state(self, drive: Tensor) -> NeuronState:
         """The resting state, zero, for a drive of one step ``[B, *features]`` (shape, dtype and device are taken from it)."""
         rest = torch.zeros_like(drive, memory_format=torch.contiguous_format)

@@ -17,7 +17,7 @@ from spikeprop.synapse import Shape, Synapse
 
 @dataclass(frozen=True)
 class LearnedProjection:
-    """A projection of the label, drawn from N(0, scale^2) and learned by the first layer's own local loss."""
+    """A projection of the label, drawn from N(0, (scale threshold)^2) and learned by the first layer's own local loss."""
 
     scale: float = 1.0
     learned = True
@@ -25,7 +25,7 @@ class LearnedProjection:
 
 @dataclass(frozen=True)
 class FixedProjection:
-    """A random projection of the label, drawn from N(0, scale^2) once and kept."""
+    """A random projection of the label, drawn from N(0, (scale threshold)^2) once and kept."""
 
     scale: float = 1.0
     learned = False

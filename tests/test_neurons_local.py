@@ -349,7 +349,7 @@ def local_gradients(network: sp.Network, inputs: Tensor, labels: Tensor, trace: 
             current = neuron.alpha * current + drive + spikes @ loop.T
             membrane = neuron.beta * membrane + current + offset
             spikes = (membrane > neuron.threshold).to(membrane).detach()
-            phi = torch.atan(torch.pi * (membrane - neuron.threshold)) / torch.pi + 0.5
+            phi = torch.atan(torch.pi * (membrane / neuron.threshold - 1.0)) / torch.pi + 0.5
             h, t = phi[:batch] - phi[:batch].mean(0), phi[batch:] - phi[batch:].mean(0)
             similarity = torch.nn.functional.cosine_similarity(h.unsqueeze(1), t.unsqueeze(0), dim=2)
             losses.append(torch.nn.functional.cross_entropy(similarity / 0.1, labels))

@@ -62,7 +62,11 @@ LOSSES = {
 
 
 def oracle(network: sp.Network, inputs: Tensor, labels: Tensor, phi, loss, trace: str) -> dict[str, Tensor]:
-    """Gradients of every layer's own loss by autograd through a hand-written neuron, with the spikes held constant."""
+    """What every layer's own loss asks for, by autograd through a hand-written neuron, with the spikes held constant.
+
+    The loss reads membranes in units of the threshold, and so does the optimiser the weights: w = threshold v, and v is moved
+    by the gradient, threshold dL/dw, which moves w by threshold^2 dL/dw.
+    """
     x = inputs
     gradients = {}
     for index, layer in enumerate(network.layers):
@@ -95,7 +99,7 @@ def oracle(network: sp.Network, inputs: Tensor, labels: Tensor, phi, loss, trace
             current = neuron.alpha * current + drive
             membrane = neuron.beta * membrane + current + offset
             spike = (membrane > neuron.threshold).double()
-            value = phi(membrane, neuron.threshold).flatten(1)
+            value = phi(membrane / neuron.threshold, 1.0).flatten(1)
             losses.append(loss(value[:BATCH], value[BATCH:], labels))
             spikes.append(spike)
             if neuron.reset_mechanism == "zero":
@@ -103,7 +107,7 @@ def oracle(network: sp.Network, inputs: Tensor, labels: Tensor, phi, loss, trace
             elif neuron.reset_mechanism == "subtract":
                 membrane = membrane - spike * neuron.threshold
         wanted = [weight, bias] + ([target] if index == 0 else [])
-        found = torch.autograd.grad(torch.stack(losses).mean(), wanted)
+        found = [neuron.threshold**2 * part for part in torch.autograd.grad(torch.stack(losses).mean(), wanted)]
         gradients[f"{index}.weight"], gradients[f"{index}.bias"] = found[:2]
         if index == 0:
             gradients["target"] = found[2]
@@ -326,7 +330,8 @@ def test_the_target_synapses_learn_unless_fixed() -> None:
 def test_one_rule_for_continuous_and_binary_layers(neuron, learn_on) -> None:
     data = sp.data.load("digits")
     network = mlp(data.input_shape, [128, 128], 10, neuron=neuron)
-    sp.fit(network, sp.SigProp(learn_on), data, num_steps=1, epochs=10, progress=False)
+    adam = partial(torch.optim.Adam, lr=4e-3 / neuron.unit)  # rates are in units of the threshold
+    sp.fit(network, sp.SigProp(learn_on, optimizer=adam), data, num_steps=1, epochs=10, progress=False)
     assert sp.evaluate(network, data.test, 1).accuracy["readout"] > 0.91
 
 

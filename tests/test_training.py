@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import spikeprop as sp
+from spikeprop.catalogue import configure
 from spikeprop.errors import CheckpointError, InputError
 from spikeprop.models import mlp
 from spikeprop.rules.forward_forward import predict_by_goodness
@@ -205,6 +206,31 @@ def test_homeostasis_moves_nothing_inside_the_band_and_by_its_formula_outside() 
     assert layer.bias.tolist() == pytest.approx([0.02, 0.01, 0.0, -0.02])
     sp.Homeostasis(lowest=0.02, highest=0.2, strength=0.02).regulate(layer, 64)
     assert layer.bias.tolist() == pytest.approx([0.03, 0.015, 0.0, -0.03])
+
+
+@pytest.mark.parametrize("name", ["sigprop-surrogate", "sigprop-membrane", "sigprop-raw-membrane"])
+def test_a_layer_written_in_another_scale_learns_the_same(name: str) -> None:
+    """Threshold, weights and biases four times as large are the same neurons: bit for bit, since 4 is a power of two."""
+
+    def trained(scale: float) -> tuple[sp.Network, torch.Tensor]:
+        network, generator = mlp((12,), [20, 16], 3), torch.Generator().manual_seed(1)
+        for layer in network.layers:
+            layer.neuron.threshold *= scale
+            for tensor in layer.weights():
+                tensor.mul_(scale)
+        rule = configure(name, {})
+        state = rule.initial_state(network, generator=torch.Generator().manual_seed(0))
+        for _ in range(12):
+            inputs = torch.rand(6, 16, 12, generator=generator)
+            answer, state = rule.learn(network, rule.begin(state), inputs, torch.randint(3, (16,), generator=generator))
+        return network, answer.outputs
+
+    (network, outputs), (larger, again) = trained(1.0), trained(4.0)
+    assert torch.equal(outputs, again)
+    for layer, other in zip(network.layers, larger.layers, strict=True):
+        for tensor, large in zip(layer.weights(), other.weights(), strict=True):
+            assert torch.equal(large, 4.0 * tensor)
+    assert not torch.equal(network.layers[0].weights()[0], mlp((12,), [20, 16], 3).layers[0].weights()[0])
 
 
 @pytest.mark.parametrize("learn_on", [sp.Membrane(), sp.ATan()])

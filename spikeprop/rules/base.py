@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch._dynamo  # torch.optim would import it inside the first training step
@@ -180,8 +180,12 @@ def make_optimizer(factory: OptimizerFactory, parameters: list[Tensor]) -> torch
 
 
 @torch.no_grad()
-def descend(optimizer: torch.optim.Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+def descend(
+    optimizer: torch.optim.Optimizer, parameters: list[Tensor], gradients: list[Tensor], units: dict[int, float] | None = None
+) -> None:
     """Hand the gradients to a ``torch.optim`` optimiser and let it step.
+
+    ``units``: for tensors (by id) that the optimiser shall see in another unit, such as the layer's threshold, what one is.
 
     Leaves inference mode for it: the moments that an optimiser creates on its first step, and ``.grad``, must be ordinary
     tensors or the network could not be used in an ordinary training loop afterwards.
@@ -191,7 +195,14 @@ def descend(optimizer: torch.optim.Optimizer, parameters: list[Tensor], gradient
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)  # an ordinary tensor, unlike the gradient
             parameter.grad.copy_(gradient)
+        scaled = [(each, cast(Tensor, each.grad), units[id(each)]) for each in parameters if units and id(each) in units]
+        for parameter, grad, unit in scaled:
+            parameter.div_(unit)
+            grad.mul_(unit)
         optimizer.step()
+        for parameter, grad, unit in scaled:
+            parameter.mul_(unit)
+            grad.div_(unit)
 
 
 def check_labels(network: Network, inputs: Tensor, labels: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ beside the mean input, through synapses of their own, and share every weight aft
     e = dL/dU = dL/dphi phi'(U)                        closed form; the spike function is never differentiated
     dW += e^T trace                                    trace: the membrane's own filter of the presynaptic activity
 
+Everything is measured in units of the layer's threshold (U, the target's drive, and the weights that the optimiser sees), so
+that learning does not depend on the scale in which a layer is written down.
+
 Nothing crosses a layer or an update window backwards, so all of it runs under ``torch.inference_mode()``.
 """
 
@@ -132,7 +135,8 @@ class SigProp(Rule):
         for layer in network.layers:
             if self.homeostasis is not None:
                 self.homeostasis.prepare(layer)
-        target = network.attach_target(scale=self.target.scale, learned=self.target.learned, generator=generator)
+        scale = self.target.scale * network.layers[0].neuron.unit
+        target = network.attach_target(scale=scale, learned=self.target.learned, generator=generator)
         parameters = learned_by(network) + ([target.weight] if target.learned else [])
         return SigPropState(make_optimizer(self.optimizer, parameters), parameters, [None] * len(network.layers))
 
@@ -201,9 +205,10 @@ class SigProp(Rule):
                 sources.append(spikes_before(before, spikes))
 
             error, loss = torch.empty_like(membrane), membrane.new_zeros(())
+            unit = layer.neuron.unit
             size = max(1, CACHED * steps // membrane.numel())
             for some, present, room in zip(membrane.split(size), labels.split(size), error.split(size), strict=True):
-                phi, slope = self.learn_on(some, layer.neuron.threshold)
+                phi, slope = self._read(some, layer.neuron.threshold, unit)
                 h, t = phi.flatten(2).tensor_split([batch], 1)
                 found, dh, dt = self.loss(h, t, present, mean)
                 for rows, gradient in ((slice(0, batch), dh), (slice(batch, None), dt)):
@@ -222,6 +227,13 @@ class SigProp(Rule):
         stream.steps += steps
         stream.window += steps
         return torch.stack(losses), activities
+
+    def _read(self, membrane: Tensor, threshold: float | Tensor, unit: float) -> tuple[Tensor, Tensor | None]:
+        """phi and dphi/dU, where phi reads the membrane in units."""
+        if unit == 1.0:
+            return self.learn_on(membrane, threshold)
+        phi, slope = self.learn_on(membrane / unit, threshold / unit)
+        return phi, torch.full_like(phi, 1.0 / unit) if slope is None else slope / unit
 
     def _rest(self, network: Network, batch: int) -> Stream:
         """The start of a sequence: membranes, traces and counts at zero."""
@@ -247,7 +259,8 @@ class SigProp(Rule):
                 at_target = collected.pop(1)
                 target = [at_target.div_(stream.window)] if network.attach_target().learned else []
             gradients += layer_gradients(network, index, collected, at_bias)
-        descend(state.optimizer, state.parameters, [*(part.div_(stream.window) for part in gradients), *readout, *target])
+        gradients = [*(part.div_(stream.window) for part in gradients), *readout, *target]
+        descend(state.optimizer, state.parameters, gradients, _units(network))
 
         batch, samples = len(stream.count), stream.window * len(stream.count)
         follow_rates(network, [activity / samples for activity in stream.activity], batch, self.homeostasis)
@@ -256,3 +269,13 @@ class SigProp(Rule):
             state.means[index] = mean if before is None else before.lerp(mean, min(0.1, batch / 128))
             stream.activity[index], stream.phi[index] = torch.zeros_like(layer.rate), torch.zeros_like(mean)
         stream.window = 0
+
+
+def _units(network: Network) -> dict[int, float]:
+    """The threshold behind every weight and bias of a layer (by the tensor's id), where it is not 1."""
+    units = {}
+    for index, layer in enumerate(network.layers):
+        if layer.neuron.unit != 1.0:
+            target = [network.attach_target().weight] if index == 0 else []
+            units.update({id(tensor): layer.neuron.unit for tensor in (*layer.weights(), *target)})
+    return units
