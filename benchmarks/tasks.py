@@ -35,8 +35,11 @@ COMMON: Settings = {
 TASKS: dict[str, Settings] = {
     "mnist-mlp": {"data": "mnist", "model": "mlp:512,512", "num_steps": 8, "epochs": 12, "shift": 1},
     "fashion-mnist-mlp": {"data": "fashion-mnist", "model": "mlp:512,512", "num_steps": 8, "epochs": 16, "flip": True},
-    "mnist-conv": {"data": "mnist", "model": "conv:32,64-128", "num_steps": 4, "epochs": 10, "beta": 1.0},
-    "fashion-mnist-conv": {"data": "fashion-mnist", "model": "conv:32,64-128", "num_steps": 4, "epochs": 10, "beta": 1.0},
+    "mnist-conv": {"data": "mnist", "model": "conv:32,64-128", "num_steps": 4, "epochs": 8, "beta": 1.0, "shift": 1},
+    "fashion-mnist-conv": {
+        **{"data": "fashion-mnist", "model": "conv:32,64-128", "num_steps": 4, "epochs": 8},
+        **{"beta": 1.0, "flip": True},
+    },
     "nmnist": {"data": "nmnist", "model": "mlp:256,256", "num_steps": 20, "epochs": 60, "batch_size": 32, "shift": 1},
     "braille": {"data": "braille", "model": "mlp:128,128", "num_steps": 256, "epochs": 60, "batch_size": 16},
 }

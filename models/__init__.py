@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 
@@ -68,33 +69,38 @@ def conv(
     channels: Sequence[int],
     outputs: int,
     *,
-    kernel_size: int = 3,
-    stride: int = 1,
-    pool: int = 2,
+    kernel_size: int = 5,
+    stride: int = 2,
+    pool: int = 1,
     hidden: Sequence[int] = (128,),
     neuron: Neuron | None = None,
-    gain: float = 1.0,
+    biases: Literal["neuron", "channel"] = "neuron",
+    gain: float = 2.0,
     centred: bool = True,
     seed: int = 0,
 ) -> Network:
-    """Convolutional layers (same padding), each followed by average pooling, then fully connected ones.
+    """Convolutional layers (same padding), each of which halves the picture, then fully connected ones.
 
     Args:
         input_shape: ``(C, H, W)`` of one input at one step.
         channels: channels per convolutional layer.
         kernel_size: odd, so that padding keeps the picture's size.
-        stride: of every convolution. ``stride=2, pool=1`` shrinks pictures as pooling does, with a quarter of the neurons.
-        pool: size of the pooling windows, 1 for none; it is part of the next layer's synapse.
+        stride: of every convolution. A stride of 2 shrinks pictures as pooling does, with a quarter of the neurons.
+        pool: size of average pooling windows after each convolution, 1 for none; part of the next layer's synapse.
         hidden: neurons per fully connected layer after the last pooling.
+        biases: of convolutional layers, one per "neuron" or per "channel". A bias per neuron lets homeostasis reach a neuron
+            whose place in the picture is always blank, and a chip holds one per neuron anyway.
         neuron, gain, centred, seed, outputs: as for :func:`mlp`.
 
     Raises:
-        InputError: no layer at all, an even kernel, or a picture too small for the pooling.
+        InputError: no layer at all, an unknown kind of biases, an even kernel, or a picture too small for the pooling.
     """
     if not channels or kernel_size % 2 == 0:
         raise InputError(
             f"conv: channels = {list(channels)} with kernel_size = {kernel_size}; give a channel count and an odd size"
         )
+    if biases not in ("neuron", "channel"):
+        raise InputError(f"conv: biases = {biases!r} is neither 'neuron' nor 'channel'")
     generator = torch.Generator().manual_seed(seed)
     neuron = LIF() if neuron is None else neuron
     layers: list[tuple[Synapse, Neuron]] = []
@@ -105,8 +111,9 @@ def conv(
         synapse: Synapse = Conv2d(before, after, kernel_size, **how, gain=gain * pooled, generator=generator)
         if pooled > 1:
             synapse = Chain(AvgPool2d(pool), synapse)
-        layers.append((synapse, _copy(neuron, len(layers))))
         shape = synapse.output_shape(shape)
+        own = _copy(neuron, len(layers))
+        layers.append((synapse, _with_biases(own, shape) if biases == "neuron" else own))
     for index, width in enumerate(hidden):
         parts: list[Synapse] = []
         if index == 0:
@@ -168,6 +175,14 @@ def _copy(neuron: Neuron, index: int) -> Neuron:
     neuron = copy.deepcopy(neuron)
     if isinstance(neuron, Bernoulli):
         neuron.seed += index * 1_000_003  # far apart, so that layers of other networks do not meet either
+    return neuron
+
+
+def _with_biases(neuron: Neuron, shape: tuple[int, ...]) -> Neuron:
+    """The neuron with a bias for each place of a picture."""
+    bias = neuron.bias
+    del neuron.bias
+    neuron.register_buffer("bias", torch.zeros(shape) + bias)
     return neuron
 
 

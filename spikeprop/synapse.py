@@ -123,16 +123,27 @@ class Conv2d(Synapse):
         return (self.arguments["channels_out"], height, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, None, *self.how)
+        low = _product_type(x)
+        return F.conv2d(x.to(low), self.weight.to(low), None, *self.how).to(x.dtype)
 
     def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
         return conv2d_input((len(error), *input_shape), self.weight, error, *self.how)
 
     def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
-        return conv2d_weight(x, self.weight.shape, error, *self.how)
+        low = _product_type(x)
+        return conv2d_weight(x.to(low), self.weight.shape, error.to(low), *self.how).to(x.dtype)
 
     def config(self) -> dict[str, Any]:
         return {"type": "Conv2d", **self.arguments}
+
+
+def _product_type(x: Tensor) -> torch.dtype:
+    """The type to multiply in: that of x, or bfloat16 where ``torch.set_float32_matmul_precision("medium")`` allows it.
+
+    torch itself does that to matrix products only, and only where the processor is built for it.
+    """
+    medium = x.dtype == torch.float32 and x.device.type == "cpu" and torch.get_float32_matmul_precision() == "medium"
+    return torch.bfloat16 if medium and torch.ops.mkldnn._is_mkldnn_bf16_supported() else x.dtype
 
 
 class AvgPool2d(Synapse):

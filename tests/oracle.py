@@ -110,7 +110,7 @@ def random_network(kind: str = "lif", *, recurrent: bool = False, seed: int = 0,
     generator = torch.Generator().manual_seed(seed)
     cell = sp.Rate() if kind == "rate" else sp.LIF(**{"beta": 0.8, "threshold": 0.7, **neuron})
     if kind == "conv":
-        network = conv((1, 6, 6), [3, 4], 4, hidden=[7], neuron=cell, gain=1.5, seed=seed)
+        network = conv((1, 6, 6), [3, 4], 4, kernel_size=3, stride=1, pool=2, hidden=[7], neuron=cell, gain=1.5, seed=seed)
     else:
         network = mlp((5,), [6, 7], 4, neuron=cell, gain=1.5, recurrent=recurrent, seed=seed)
     network = network.double()

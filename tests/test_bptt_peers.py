@@ -121,7 +121,20 @@ def problem(
     if kind == "mlp":
         network = mlp((9,), [12, 11], CLASSES, neuron=neuron, gain=1.2, centred=False, seed=seed).double()
     else:
-        network = conv((2, 8, 8), [4, 5], CLASSES, hidden=[8], neuron=neuron, gain=1.2, centred=False, seed=seed).double()
+        network = conv(
+            (2, 8, 8),
+            [4, 5],
+            CLASSES,
+            kernel_size=3,
+            stride=1,
+            pool=2,
+            biases="channel",
+            hidden=[8],
+            neuron=neuron,
+            gain=1.2,
+            centred=False,
+            seed=seed,
+        ).double()
     for tensor in [*(layer.bias for layer in network.layers), *network.readout.parameters()]:
         tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
     inputs = torch.rand(STEPS, BATCH, *network.input_shape, generator=generator, dtype=torch.float64)

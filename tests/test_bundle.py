@@ -32,7 +32,7 @@ CANDIDATES = (
 
 @pytest.fixture(scope="module")
 def network() -> Any:
-    model = conv((1, 6, 6), [3], 4, hidden=[7], neuron=LIF(0.9, 0.5), seed=0)
+    model = conv((1, 6, 6), [3], 4, kernel_size=3, stride=1, pool=2, hidden=[7], neuron=LIF(0.9, 0.5), seed=0)
     model.input_mean += 0.4
     model.readout.weight += torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
     return model

@@ -140,7 +140,7 @@ def random_network(seed: int) -> tuple[Network, torch.Tensor, torch.Tensor | Non
         float(0.5 + 0.5 * uniform(1)), 0.8, alpha=(0.0, 0.4)[seed // 4 % 2], reset_mechanism=("zero", "subtract")[seed % 3 % 2]
     )
     if kind == "conv":
-        network = conv((1, 5, 5), [6], 2, hidden=[8], neuron=neuron, seed=seed)
+        network = conv((1, 5, 5), [6], 2, kernel_size=3, stride=1, pool=2, hidden=[8], neuron=neuron, seed=seed)
     else:
         network = mlp((6,), [10, 8], 2, neuron=neuron, seed=seed, recurrent=kind == "recurrent", centred=kind != "recurrent")
     network.double()

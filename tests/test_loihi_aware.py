@@ -28,7 +28,11 @@ def fit(network: sp.Network, rule: sp.Rule, folder: Path | None = None, epochs: 
 def test_the_chip_gets_the_very_weights_that_learned(bits: int, kind: str) -> None:
     """Quantising afterwards rounds nothing: weights and decays are on the chip's grids already."""
     neuron = sp.LIF(0.9, 1.0, alpha=0.3)
-    network = mlp((1, 8, 8), [40, 30], 10, neuron=neuron) if kind == "mlp" else conv((1, 8, 8), [3, 4], 10, neuron=neuron)
+    network = (
+        mlp((1, 8, 8), [40, 30], 10, neuron=neuron)
+        if kind == "mlp"
+        else conv((1, 8, 8), [3, 4], 10, kernel_size=3, stride=1, pool=2, neuron=neuron)
+    )
     before = [layer.synapse.weight.clone() for layer in network.layers]
     fit(network, QuantizationAware(sp.SigProp(), bits, rescale_every=7))
     assert all((layer.synapse.weight != weight).any() for layer, weight in zip(network.layers, before, strict=True))
@@ -42,7 +46,7 @@ def test_the_chip_gets_the_very_weights_that_learned(bits: int, kind: str) -> No
 @pytest.mark.parametrize("bits", [8, 4])
 def test_trained_weights_stay_behind_graded_inputs(bits: int) -> None:
     """Where convolution and graded messages compete for the current register, the messages give way, not the weights."""
-    network = conv((1, 8, 8), [3], 10, neuron=sp.LIF(torch.tensor(0.9), 1.0))
+    network = conv((1, 8, 8), [3], 10, kernel_size=3, stride=1, pool=2, neuron=sp.LIF(torch.tensor(0.9), 1.0))
     free = loihi.quantize(network, bits)
     fit(network, QuantizationAware(sp.SigProp(), bits), epochs=1)
     chip = loihi.quantize(network, bits)

@@ -143,7 +143,9 @@ def test_every_synapse_becomes_one_kernel_or_matrix(shape: tuple[int, ...], syna
 def test_a_convolutional_model_is_quantised_as_it_comes(inputs: Any) -> None:
     """Centring under zero padding is a bias that differs at the borders; with it, the chip spikes as the network does."""
     generator = torch.Generator().manual_seed(0)
-    network = conv((1, 8, 8), [4, 6], 10, hidden=[20], neuron=LIF(0.9, 0.7), seed=0).double()
+    network = conv(
+        (1, 8, 8), [4, 6], 10, kernel_size=3, stride=1, pool=2, hidden=[20], neuron=LIF(0.9, 0.7), biases="channel", seed=0
+    ).double()
     network.input_mean += torch.rand(1, 8, 8, generator=generator)
     for layer in network.layers:
         layer.rate += torch.rand(layer.rate.shape, generator=generator) * 0.1

@@ -41,7 +41,9 @@ def test_synapses_have_the_adjoint_and_gradient_that_autograd_finds(
 def small(kind: str, **neuron: float) -> sp.Network:
     lif = sp.LIF(0.8, 0.5, **neuron)
     network = (
-        mlp((2, 3), [8, 5], 3, neuron=lif) if kind == "mlp" else conv((1, 8, 8), [3, 4], 3, hidden=[6], neuron=lif, gain=3.0)
+        mlp((2, 3), [8, 5], 3, neuron=lif)
+        if kind == "mlp"
+        else conv((1, 8, 8), [3, 4], 3, kernel_size=3, stride=1, pool=2, hidden=[6], neuron=lif, gain=3.0)
     )
     for layer in network.layers:
         layer.rate.uniform_(0, 0.3)
@@ -103,7 +105,10 @@ def test_the_seed_fixes_everything() -> None:
 
 def test_neurons_spike_from_the_start() -> None:
     data = sp.data.load("digits")
-    for network in (mlp(data.input_shape, [256, 256, 256], 10), conv(data.input_shape, [8, 16], 10)):
+    for network in (
+        mlp(data.input_shape, [256, 256, 256], 10),
+        conv(data.input_shape, [8, 16], 10, kernel_size=3, stride=1, pool=2),
+    ):
         network.input_mean.copy_(data.train.inputs.mean(0))
         health = sp.dead_neurons(network, data.validation, 8)
         assert max(health.share("dead")[:3]) < (0.02 if network.layers[0].bias.dim() == 1 else 0.2), health
@@ -146,7 +151,7 @@ def test_initial_weights_have_the_stated_scale() -> None:
         (lambda: mlp((4,), [], 2), r"mlp: the hidden layers are \[\]"),
         (lambda: mlp((4,), [8, 0], 2), r"each at least 1"),
         (lambda: conv((1, 8, 8), [4], 2, kernel_size=4), "an odd size"),
-        (lambda: conv((1, 3, 3), [4, 4, 4], 2), r"AvgPool2d\(2\): the input has shape"),
+        (lambda: conv((1, 3, 3), [4, 4, 4], 2, kernel_size=3, stride=1, pool=2), r"AvgPool2d\(2\): the input has shape"),
         (lambda: sp.Network((4,), [], 2), "0 layers and 2 outputs"),
         (
             lambda: sp.Network((4,), [(sp.Dense(4, 3), sp.LIF()), (sp.Dense(5, 3), sp.LIF())], 2),
@@ -186,6 +191,6 @@ def test_heterogeneous_neurons_have_time_constants_of_their_own() -> None:
 def test_a_strided_network_has_the_shapes_of_a_pooled_one_with_fewer_neurons() -> None:
     strided = conv((1, 28, 28), [3, 5], 10, kernel_size=5, stride=2, pool=1, hidden=[7])
     assert [layer.output_shape for layer in strided.layers] == [(3, 14, 14), (5, 7, 7), (7,)]
-    pooled = conv((1, 28, 28), [3, 5], 10, hidden=[7])
+    pooled = conv((1, 28, 28), [3, 5], 10, kernel_size=3, stride=1, pool=2, hidden=[7])
     assert [layer.output_shape for layer in pooled.layers] == [(3, 28, 28), (5, 14, 14), (7,)]
     assert strided.layers[2].synapse.weight.shape == pooled.layers[2].synapse.weight.shape == (7, 5 * 7 * 7)

@@ -392,7 +392,7 @@ def test_a_loop_that_does_not_fit_is_refused() -> None:
 
 
 def test_pictures_may_compete_in_a_conv_network() -> None:
-    network = conv((1, 8, 8), [6, 4], 10, hidden=[8], neuron=sp.WinnerTakeAll(winners=1))
+    network = conv((1, 8, 8), [6, 4], 10, kernel_size=3, stride=1, pool=2, hidden=[8], neuron=sp.WinnerTakeAll(winners=1))
     first, second, last = (activity.spikes for activity in network.run(noise(6, 3, 1, 8, 8).float()))
     assert float(first.sum(2).max()) == float(second.sum(2).max()) == float(last.sum(2).max()) == 1.0
     assert float(first.sum(2).sum((2, 3)).max()) > 1.0  # positions do not compete with each other

@@ -84,7 +84,7 @@ def test_accuracy_lost_to_input_rounding_is_that_of_the_rounded_inputs(case: Any
 
 def test_what_an_engine_cannot_take_is_reported() -> None:
     """A bias that differs within a channel has no place in snnTorch; the other engines still run."""
-    network = conv((1, 6, 6), [3], 4, hidden=[6], neuron=LIF(0.9), seed=0)
+    network = conv((1, 6, 6), [3], 4, kernel_size=3, stride=1, pool=2, hidden=[6], neuron=LIF(0.9), seed=0)
     network.input_mean += 0.5
     x = torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(0)).expand(5, 3, 1, 6, 6)
     found = parity.report(network, loihi.quantize(network), x, torch.arange(3), engines=["snntorch", "nir"])

@@ -20,7 +20,16 @@ from spikeprop.storage import atomic_write, write_text
 
 
 def trained() -> sp.Network:
-    network = conv((1, 8, 8), [3], 10, hidden=[12], neuron=sp.LIF(0.8, 0.7, alpha=0.2, reset_mechanism="subtract"))
+    network = conv(
+        (1, 8, 8),
+        [3],
+        10,
+        kernel_size=3,
+        stride=1,
+        pool=2,
+        hidden=[12],
+        neuron=sp.LIF(0.8, 0.7, alpha=0.2, reset_mechanism="subtract"),
+    )
     data = sp.data.load("digits")
     sp.fit(network, sp.SigProp(), data, num_steps=3, epochs=1, progress=False)
     return network
