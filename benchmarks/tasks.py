@@ -40,7 +40,7 @@ TASKS: dict[str, Settings] = {
         **{"data": "fashion-mnist", "model": "conv:32,64-128", "num_steps": 4, "epochs": 8},
         **{"beta": 1.0, "flip": True},
     },
-    "nmnist": {"data": "nmnist", "model": "mlp:256,256", "num_steps": 20, "epochs": 60, "batch_size": 32, "shift": 1},
+    "nmnist": {"data": "nmnist", "model": "mlp:256,256", "num_steps": 20, "epochs": 100, "batch_size": 32, "shift": 1},
     "braille": {"data": "braille", "model": "mlp:128,128", "num_steps": 256, "epochs": 60, "batch_size": 16},
 }
 RULES_OF_THE_TABLE = ("sigprop-surrogate", "sigprop-membrane", "sigprop-raw-membrane", "bptt", "shallow")
@@ -54,6 +54,9 @@ CHOSEN: dict[tuple[str, str, str | None], Settings] = {
     ("fashion-mnist-mlp", "sigprop-raw-membrane", None): {"learning_rate": 2e-3},
     ("fashion-mnist-mlp", "bptt", "off"): {"learning_rate": 4e-3},
     ("fashion-mnist-mlp", "bptt", "on"): {"learning_rate": 2e-3},
+    ("nmnist", "sigprop-surrogate", None): {"learning_rate": 2e-3, "trace": "exact"},
+    ("nmnist", "sigprop-membrane", None): {"learning_rate": 2e-3, "trace": "exact"},
+    ("nmnist", "bptt", None): {"learning_rate": 4e-3},
 }
 
 
