@@ -99,7 +99,8 @@ def oracle(network: sp.Network, inputs: Tensor, labels: Tensor, phi, loss, trace
             current = neuron.alpha * current + drive
             membrane = neuron.beta * membrane + current + offset
             spike = (membrane > neuron.threshold).double()
-            value = phi(membrane / neuron.threshold, 1.0).flatten(1)
+            value = phi(membrane / neuron.threshold, 1.0)
+            value = (F.adaptive_avg_pool2d(value, 4) if value.dim() == 4 and value.shape[2] > 4 else value).flatten(1)
             losses.append(loss(value[:BATCH], value[BATCH:], labels))
             spikes.append(spike)
             if neuron.reset_mechanism == "zero":
@@ -169,6 +170,17 @@ def test_update_equals_autograd_of_the_local_loss(kind, learn_on, loss, reset, a
         # Raw U, centred over the rows, does not see a bias at all: that gradient is zero, and 1e-12 stands for zero.
         assert gradient.norm() > 1e-6 or (learn_on == sp.Membrane(clip=None) and name.endswith("bias")), name
         assert (found[name] - gradient).norm() <= 1e-6 * gradient.norm() + 1e-12, name
+
+
+@pytest.mark.parametrize(("regions", "pooled"), [(4, True), (None, False), (5, False)])
+def test_maps_are_compared_by_regions_where_there_are_more_places_than_those(regions: int | None, pooled: bool) -> None:
+    """Layer 1 has maps of 5 x 5. With regions it learns from their pooled phi, without from phi itself (the oracle pools)."""
+    network, inputs = make_network("conv", sp.LIF(0.8, 0.7))
+    network.attach_target(generator=torch.Generator().manual_seed(5))
+    rule = sp.SigProp(sp.ATan(), sp.SimilarityCrossEntropy(0.1), regions=regions, optimizer=descent, homeostasis=None)
+    expected = oracle(network, inputs, LABELS, PHI[sp.ATan()], cosine_loss, "shared")["0.weight"]
+    found = changes(network, rule, inputs, LABELS)[0]["0.weight"]
+    assert ((found - expected).norm() <= 1e-6 * expected.norm()) == pooled
 
 
 @pytest.mark.parametrize("trace", ["shared", "exact"])
@@ -371,6 +383,7 @@ def learn(network: sp.Network, inputs: Tensor, labels: Tensor, **settings: objec
         (lambda n, x: learn(n, x[:, :1], LABELS[:1], loss=sp.Pairwise()), InputError, "batch of 1 has no pairs"),
         (lambda n, x: learn(n, x, LABELS, optimizer=torch.optim.LBFGS), UnsupportedError, "LBFGS calls the loss again"),
         (lambda n, x: learn(n, x, LABELS, update_every=0), InputError, "update_every = 0 must be at least 1"),
+        (lambda n, x: learn(n, x, LABELS, regions=0), InputError, "regions = 0 must be at least 1, or None"),
         (lambda n, x: learn(n, x, LABELS + 2), InputError, "label 4 lies outside 0..3"),
         (lambda n, x: learn(n, x, LABELS - 1), InputError, "label -1 lies outside 0..3"),
         (lambda n, x: learn(n, x, LABELS[:3]), InputError, r"labels have shape \(3,\), expected \[B\] = \(7,\)"),

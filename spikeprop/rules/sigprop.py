@@ -21,6 +21,7 @@ from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spikeprop.errors import InputError
@@ -65,7 +66,8 @@ class Stream:
     eligibilities: list[Eligibility]
     count: Tensor  # activity of the last layer since the sequence began [B, *features]
     activity: list[Tensor]  # per layer, summed over the rows and steps since the last update
-    phi: list[Tensor]
+    phi: list[Tensor]  # what the losses read, summed likewise
+    regions: list[Tensor | None]  # per layer, see :func:`region_means`
     steps: int = 0  # since the sequence began
     window: int = 0  # since the last update
 
@@ -88,6 +90,8 @@ class SigProp(Rule):
         learn_on: ``Membrane()``, ``Membrane(clip=None)`` (raw), or a surrogate: ``ATan()``, ``Sigmoid()``, ``FastSigmoid()``.
         loss: local loss of every layer.
         target: how labels enter the first layer, learned or fixed.
+        regions: the loss reads phi of a convolutional layer as means over ``regions x regions`` parts of each map, so that a
+            feature may stand anywhere in its part; None, and maps that are no larger, are read neuron by neuron.
         trace: "shared" (online, one trace per input and row) or "exact" (a spike wipes its neuron's trace; buffers one update
             window, and wants about half the learning rate).
         update_every: steps between weight updates; None updates once, at the end of each call of ``learn``. Steps left over
@@ -107,6 +111,7 @@ class SigProp(Rule):
     learn_on: LearnOn = Membrane()
     loss: LocalLoss = SimilarityCrossEntropy()
     target: LearnedProjection | FixedProjection = LearnedProjection()
+    regions: int | None = 4
     trace: Literal["shared", "exact"] = "shared"
     update_every: int | None = None
     optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=4e-3, fused=True)
@@ -132,6 +137,8 @@ class SigProp(Rule):
     def initial_state(self, network: Network, *, generator: torch.Generator | None = None) -> SigPropState:
         if self.update_every is not None and self.update_every < 1:
             raise InputError(f"SigProp: update_every = {self.update_every} must be at least 1, or None for once per call")
+        if self.regions is not None and self.regions < 1:
+            raise InputError(f"SigProp: regions = {self.regions} must be at least 1, or None to compare neuron by neuron")
         for layer in network.layers:
             if self.homeostasis is not None:
                 self.homeostasis.prepare(layer)
@@ -205,13 +212,15 @@ class SigProp(Rule):
                 sources.append(spikes_before(before, spikes))
 
             error, loss = torch.empty_like(membrane), membrane.new_zeros(())
-            unit = layer.neuron.unit
+            unit, regions = layer.neuron.unit, stream.regions[index]
             size = max(1, CACHED * steps // membrane.numel())
             for some, present, room in zip(membrane.split(size), labels.split(size), error.split(size), strict=True):
                 phi, slope = self._read(some, layer.neuron.threshold, unit)
+                phi = phi if regions is None else phi.flatten(3) @ regions
                 h, t = phi.flatten(2).tensor_split([batch], 1)
                 found, dh, dt = self.loss(h, t, present, mean)
                 for rows, gradient in ((slice(0, batch), dh), (slice(batch, None), dt)):
+                    gradient = gradient if regions is None else gradient.view_as(phi[:, rows]) @ regions.T
                     gradient = gradient.view_as(some[:, rows])
                     torch.mul(gradient, 1.0 if slope is None else slope[:, rows], out=room[:, rows])
                 loss += found.sum()
@@ -248,7 +257,9 @@ class SigProp(Rule):
                 sources.append(Source(layer.recurrent, slice(None)))
             eligibilities.append(eligibility(layer, sources, exact=self.trace == "exact"))
         silence = [torch.zeros_like(layer.rate) for layer in network.layers]
-        return Stream(neurons, eligibilities, neurons[-1].membrane[:batch], silence, [part.flatten() for part in silence])
+        nothing = [layer.rate.new_zeros(()) for layer in network.layers]
+        regions = [region_means(layer.rate, self.regions) for layer in network.layers]
+        return Stream(neurons, eligibilities, neurons[-1].membrane[:batch], silence, nothing, regions)
 
     def _update(self, network: Network, state: SigPropState, stream: Stream, readout: list[Tensor]) -> None:
         """One step of the optimiser, then homeostasis and the running means, all from this window alone."""
@@ -269,6 +280,18 @@ class SigProp(Rule):
             state.means[index] = mean if before is None else before.lerp(mean, min(0.1, batch / 128))
             stream.activity[index], stream.phi[index] = torch.zeros_like(layer.rate), torch.zeros_like(mean)
         stream.window = 0
+
+
+def region_means(maps: Tensor, regions: int | None) -> Tensor | None:
+    """Adaptive average pooling of maps ``[C, H, W]`` to ``regions x regions``, as a matrix ``[H * W, regions^2]``.
+
+    None where there is nothing to pool.
+    """
+    if regions is None or maps.dim() != 3 or min(maps.shape[1:]) <= regions:
+        return None
+    places = maps[0].numel()
+    each = torch.eye(places, dtype=maps.dtype, device=maps.device).view(places, 1, *maps.shape[1:])
+    return F.adaptive_avg_pool2d(each, regions).flatten(1)
 
 
 def _units(network: Network) -> dict[int, float]:
