@@ -412,7 +412,8 @@ def _by_bias(layer: LayerDiagnosis, homeostasis: Homeostasis | None) -> str:
     updates = math.ceil(_sufficient(layer.lift[ready] / layer.threshold[ready]) / band.strength)
     how = "--homeostasis on" if off else "homeostasis, which is on,"
     raised = f"a bias raised by {1.01 * _sufficient(layer.lift[ready]):.3g} revives {MOST:.0%} of them"
-    where = " where a whole channel is below its band" if layer.health.spike_counts.dim() == 3 else ""
+    maps = layer.health.spike_counts.dim() == 3
+    where = " (with one bias per channel: where the whole channel is below its band)" if maps else ""
     return f"{raised}; {how} does that in about {updates} updates of {REFERENCE_BATCH} samples{where}"
 
 
