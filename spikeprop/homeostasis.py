@@ -19,7 +19,8 @@ class Homeostasis:
     """A band for the firing rate, held by the neuron's bias or by its threshold.
 
     After each update the excitability of a neuron with running rate r moves by
-    strength * clamp((lowest - r)+ / lowest - (r - highest)+ / highest, -1, 1) thresholds: nothing inside the band.
+    strength * clamp((lowest - r)+ / lowest - (r - highest)+ / highest, -1, 1) thresholds: nothing inside the band. In layers of
+    maps the r of the second term, the ceiling, is the mean over the neuron's channel; with one bias per channel both are.
 
     Args:
         lowest, highest: the band, in spikes per step.
@@ -49,10 +50,13 @@ class Homeostasis:
         if not neuron.spiking or self.strength == 0.0:
             return
         rate = layer.rate
-        if rate.dim() > 1 and layer.bias.shape != rate.shape:
-            rate = rate.mean((1, 2), keepdim=True)  # one bias per channel: the channel holds its mean rate
+        shared = rate.mean((1, 2), keepdim=True) if rate.dim() > 1 else rate
+        if layer.bias.shape != rate.shape:  # one bias per channel
+            rate = shared
         silent = (self.lowest - rate).clamp(min=0.0) / self.lowest
-        busy = (rate - self.highest).clamp(min=0.0) / self.highest
+        # The ceiling is the channel's. Neurons whose input never changes spike equally often in every sequence, once in 4 steps
+        # at the least, say: a ceiling of their own would silence them, the floor wake them, and so on for ever.
+        busy = (shared - self.highest).clamp(min=0.0) / self.highest
         move = (silent - busy).clamp_(-1.0, 1.0) * (self.strength * min(1.0, batch / REFERENCE_BATCH))
         if self.act_on == "bias":
             layer.bias.add_(move * neuron.threshold)

@@ -15,7 +15,7 @@ import torch
 import spikeprop as sp
 from spikeprop.catalogue import configure
 from spikeprop.errors import CheckpointError, InputError
-from spikeprop.models import mlp
+from spikeprop.models import conv, mlp
 from spikeprop.rules.forward_forward import predict_by_goodness
 from spikeprop.storage import read_tensors, write_tensors
 from spikeprop.training import CHECKPOINT
@@ -206,6 +206,17 @@ def test_homeostasis_moves_nothing_inside_the_band_and_by_its_formula_outside() 
     assert layer.bias.tolist() == pytest.approx([0.02, 0.01, 0.0, -0.02])
     sp.Homeostasis(lowest=0.02, highest=0.2, strength=0.02).regulate(layer, 64)
     assert layer.bias.tolist() == pytest.approx([0.03, 0.015, 0.0, -0.03])
+
+
+@pytest.mark.parametrize(("biases", "moved"), [("neuron", [[0.0, 0.02], [0.02, 0.01]]), ("channel", [[0.0]])])
+def test_in_maps_the_floor_is_the_neurons_and_the_ceiling_the_channels(biases: str, moved: list[list[float]]) -> None:
+    layer = conv((1, 4, 4), [2], 2, biases=biases).layers[0]
+    layer.bias.zero_()
+    layer.rate[0] = torch.tensor([[0.6, 0.0], [0.0, 0.01]])  # 0.15 on average
+    layer.rate[1] = 0.3
+    sp.Homeostasis(lowest=0.02, highest=0.2, strength=0.02).regulate(layer, 128)
+    torch.testing.assert_close(layer.bias[0], torch.tensor(moved))
+    torch.testing.assert_close(layer.bias[1], torch.full_like(layer.bias[1], -0.01))
 
 
 @pytest.mark.parametrize("name", ["sigprop-surrogate", "sigprop-membrane", "sigprop-raw-membrane"])
