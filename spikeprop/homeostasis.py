@@ -1,4 +1,4 @@
-"""Keeping neurons alive: each neuron holds its own firing rate in a band, with nothing but its own running rate."""
+"""Keeping neurons alive: each neuron holds its firing rate in a band, with nothing but running rates of its own layer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ REFERENCE_BATCH = 128  # rows per update at which strength and momentum are stat
 class Homeostasis:
     """A band for the firing rate, held by the neuron's bias or by its threshold.
 
-    After each update the excitability of a neuron with running rate r moves by
-    strength * clamp((lowest - r)+ / lowest - (r - highest)+ / highest, -1, 1) thresholds: nothing inside the band. In layers of
-    maps the r of the second term, the ceiling, is the mean over the neuron's channel; with one bias per channel both are.
+    After each update the excitability of a neuron with running rate r moves up by strength * (lowest - r) / lowest thresholds
+    if r is below the band, else down by strength * min(1, (r - highest) / highest) if r is above it. In layers of maps the r of
+    the ceiling is the mean over the neuron's channel; with one bias per channel that of the floor is, too.
 
     Args:
         lowest, highest: the band, in spikes per step.
@@ -54,10 +54,10 @@ class Homeostasis:
         if layer.bias.shape != rate.shape:  # one bias per channel
             rate = shared
         silent = (self.lowest - rate).clamp(min=0.0) / self.lowest
-        # The ceiling is the channel's. Neurons whose input never changes spike equally often in every sequence, once in 4 steps
-        # at the least, say: a ceiling of their own would silence them, the floor wake them, and so on for ever.
-        busy = (shared - self.highest).clamp(min=0.0) / self.highest
-        move = (silent - busy).clamp_(-1.0, 1.0) * (self.strength * min(1.0, batch / REFERENCE_BATCH))
+        # The ceiling is the channel's: a neuron whose input never changes spikes equally often in every sequence, in 4 steps at
+        # a rate of 0.25 if at all, and a ceiling of its own would silence it, the floor wake it, and so on for ever.
+        busy = ((shared - self.highest).clamp(min=0.0) / self.highest).clamp(max=1.0)
+        move = torch.where(rate < self.lowest, silent, -busy) * (self.strength * min(1.0, batch / REFERENCE_BATCH))
         if self.act_on == "bias":
             layer.bias.add_(move * neuron.threshold)
         else:
@@ -67,7 +67,7 @@ class Homeostasis:
     def prepare(self, layer: Layer) -> None:
         """Give the layer thresholds of its own where the band is held by them."""
         neuron = layer.neuron
-        if self.act_on == "threshold" and neuron.spiking and not isinstance(neuron.threshold, Tensor):
-            threshold = neuron.threshold
+        if self.act_on == "threshold" and neuron.spiking:
+            threshold = torch.zeros_like(layer.bias) + neuron.threshold
             del neuron.threshold
-            neuron.register_buffer("threshold", torch.full_like(layer.bias, threshold))
+            neuron.register_buffer("threshold", threshold)

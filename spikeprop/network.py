@@ -28,7 +28,8 @@ class Layer(nn.Module):
     """A synapse and the neurons it drives.
 
     Attributes:
-        bias: learned, one per neuron ``[n]`` or, for pictures, one per channel ``[C, 1, 1]``.
+        bias: learned, one per neuron ``[n]``; for pictures one per channel ``[C, 1, 1]``, or one per neuron ``[C, H, W]`` where
+            the neuron was given a bias of that shape, as by :func:`spikeprop.models.conv`.
         recurrent: a synapse from the layer's own spikes, which arrive one step late; None for most layers.
         rate: running mean of the neurons' activity ``[*output_shape]``, kept by training; the next layer is centred on it.
     """

@@ -16,7 +16,11 @@ from spikeprop.errors import InputError
 
 
 class LearnOn:
-    """An option for ``SigProp(learn_on=...)``, and for the ``surrogate`` of other rules."""
+    """An option for ``SigProp(learn_on=...)``, and for the ``surrogate`` of other rules.
+
+    SigProp hands over membrane and threshold in units of the threshold, so that widths and slopes are in thresholds there; the
+    other rules hand them over as they are, like other libraries.
+    """
 
     def __call__(self, membrane: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor | None]:
         """``(phi, dphi/dU)``, each in the shape of ``membrane``; None stands for a derivative of 1 everywhere."""

@@ -138,11 +138,17 @@ class Conv2d(Synapse):
 
 
 def _product_type(x: Tensor) -> torch.dtype:
-    """The type to multiply in: that of x, or bfloat16 where ``torch.set_float32_matmul_precision("medium")`` allows it.
+    """The type to convolve in: that of x, or bfloat16 where ``torch.set_float32_matmul_precision("medium")`` allows it.
 
-    torch itself does that to matrix products only, and only where the processor is built for it.
+    As torch does to matrix products, and as there only where the processor is built for it. (torch's own switch for
+    convolutions, ``torch.backends.mkldnn.conv.fp32_precision``, rounds as much and takes longer.)
     """
-    medium = x.dtype == torch.float32 and x.device.type == "cpu" and torch.get_float32_matmul_precision() == "medium"
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return x.dtype
+    try:
+        medium = torch.get_float32_matmul_precision() == "medium"
+    except RuntimeError:  # precision was set by torch's newer switches, which this one cannot be read beside
+        return x.dtype
     return torch.bfloat16 if medium and torch.ops.mkldnn._is_mkldnn_bf16_supported() else x.dtype
 
 

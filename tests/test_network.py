@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import spikeprop as sp
 from spikeprop.errors import InputError
@@ -194,3 +195,23 @@ def test_a_strided_network_has_the_shapes_of_a_pooled_one_with_fewer_neurons() -
     pooled = conv((1, 28, 28), [3, 5], 10, kernel_size=3, stride=1, pool=2, hidden=[7])
     assert [layer.output_shape for layer in pooled.layers] == [(3, 28, 28), (5, 14, 14), (7,)]
     assert strided.layers[2].synapse.weight.shape == pooled.layers[2].synapse.weight.shape == (7, 5 * 7 * 7)
+
+
+def test_convolutions_are_rounded_only_where_medium_precision_allows_it() -> None:
+    """In bfloat16 a weight or a drive is off by at most 2^-8 of itself; without permission nothing changes."""
+    generator = torch.Generator().manual_seed(0)
+    synapse = sp.Conv2d(8, 16, 3, padding=1, generator=generator)
+    x = (torch.rand(4, 8, 9, 9, generator=generator) < 0.3).float()
+    error = torch.randn(4, 16, 9, 9, generator=generator)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        rough = synapse(x), synapse.weight_gradient(error, x)
+        torch.set_float32_matmul_precision("highest")
+        fine = synapse(x), synapse.weight_gradient(error, x)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(fine[0], F.conv2d(x, synapse.weight, padding=1))
+    for low, high in zip(rough, fine, strict=True):
+        assert low.dtype == torch.float32
+        assert float((low - high).norm()) < 2**-7 * float(high.norm())

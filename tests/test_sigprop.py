@@ -64,8 +64,8 @@ LOSSES = {
 def oracle(network: sp.Network, inputs: Tensor, labels: Tensor, phi, loss, trace: str) -> dict[str, Tensor]:
     """What every layer's own loss asks for, by autograd through a hand-written neuron, with the spikes held constant.
 
-    The loss reads membranes in units of the threshold, and so does the optimiser the weights: w = threshold v, and v is moved
-    by the gradient, threshold dL/dw, which moves w by threshold^2 dL/dw.
+    The loss reads membranes in units of the threshold, and the learning rate is in those units, too: plain descent moves w by
+    threshold dL/dw.
     """
     x = inputs
     gradients = {}
@@ -108,7 +108,7 @@ def oracle(network: sp.Network, inputs: Tensor, labels: Tensor, phi, loss, trace
             elif neuron.reset_mechanism == "subtract":
                 membrane = membrane - spike * neuron.threshold
         wanted = [weight, bias] + ([target] if index == 0 else [])
-        found = [neuron.threshold**2 * part for part in torch.autograd.grad(torch.stack(losses).mean(), wanted)]
+        found = [neuron.threshold * part for part in torch.autograd.grad(torch.stack(losses).mean(), wanted)]
         gradients[f"{index}.weight"], gradients[f"{index}.bias"] = found[:2]
         if index == 0:
             gradients["target"] = found[2]

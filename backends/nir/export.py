@@ -139,7 +139,7 @@ def _export_neuron(where: str, alpha: Reals, beta: Reals, threshold: Reals, bias
         if bias.any():
             raise UnsupportedError(
                 f"{where}: beta = 1 with a bias (up to {abs(bias).max():g}) that differs within a channel or follows pooling, "
-                "which NIR's IF and Conv2d cannot hold; use beta < 1 or centred=False"
+                "which NIR's IF and Conv2d cannot hold; use beta < 1, or centred=False with models.conv(biases='channel')"
             )
         return nir.IF(r=np.full_like(threshold, 1.0 / dt), v_threshold=threshold, v_reset=rest)
     if (beta == 1).any():

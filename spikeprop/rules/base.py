@@ -168,24 +168,33 @@ def keep_freed_memory() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-def make_optimizer(factory: OptimizerFactory, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """The optimiser, refused if its ``step()`` wants to evaluate the loss again, which no forward-only rule can."""
+def make_optimizer(
+    factory: OptimizerFactory, parameters: list[Tensor], units: dict[int, float] | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser, refused if its ``step()`` wants to evaluate the loss again, which no forward-only rule can.
+
+    ``units``: by the tensor's id, the unit that a tensor's learning rate is in, where it is not 1.
+    """
     keep_freed_memory()
     optimizer = factory(parameters)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UnsupportedError(
             "the optimiser LBFGS calls the loss again from its step(); use one that only reads .grad, such as Adam"
         )
+    if not units:
+        return optimizer
+    groups: dict[float, list[Tensor]] = {}
+    for parameter in parameters:
+        groups.setdefault(units.get(id(parameter), 1.0), []).append(parameter)
+    optimizer = factory(cast(Any, [{"params": own} for own in groups.values()]))
+    for group, unit in zip(optimizer.param_groups, groups, strict=True):
+        group["lr"] *= unit
     return optimizer
 
 
 @torch.no_grad()
-def descend(
-    optimizer: torch.optim.Optimizer, parameters: list[Tensor], gradients: list[Tensor], units: dict[int, float] | None = None
-) -> None:
+def descend(optimizer: torch.optim.Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
     """Hand the gradients to a ``torch.optim`` optimiser and let it step.
-
-    ``units``: for tensors (by id) that the optimiser shall see in another unit, such as the layer's threshold, what one is.
 
     Leaves inference mode for it: the moments that an optimiser creates on its first step, and ``.grad``, must be ordinary
     tensors or the network could not be used in an ordinary training loop afterwards.
@@ -195,14 +204,7 @@ def descend(
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)  # an ordinary tensor, unlike the gradient
             parameter.grad.copy_(gradient)
-        scaled = [(each, cast(Tensor, each.grad), units[id(each)]) for each in parameters if units and id(each) in units]
-        for parameter, grad, unit in scaled:
-            parameter.div_(unit)
-            grad.mul_(unit)
         optimizer.step()
-        for parameter, grad, unit in scaled:
-            parameter.mul_(unit)
-            grad.div_(unit)
 
 
 def check_labels(network: Network, inputs: Tensor, labels: Tensor) -> Tensor:

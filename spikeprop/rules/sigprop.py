@@ -8,7 +8,7 @@ beside the mean input, through synapses of their own, and share every weight aft
     e = dL/dU = dL/dphi phi'(U)                        closed form; the spike function is never differentiated
     dW += e^T trace                                    trace: the membrane's own filter of the presynaptic activity
 
-Everything is measured in units of the layer's threshold (U, the target's drive, and the weights that the optimiser sees), so
+U, the target's drive and the learning rate are measured in units of the layer's threshold (its mean, if there are several), so
 that learning does not depend on the scale in which a layer is written down.
 
 Nothing crosses a layer or an update window backwards, so all of it runs under ``torch.inference_mode()``.
@@ -96,7 +96,8 @@ class SigProp(Rule):
             window, and wants about half the learning rate).
         update_every: steps between weight updates; None updates once, at the end of each call of ``learn``. Steps left over
             when a sequence ends are not learned from.
-        optimizer: makes any ``torch.optim`` optimiser that only reads ``.grad`` from a list of tensors.
+        optimizer: makes any ``torch.optim`` optimiser that only reads ``.grad`` from a list of tensors (or of parameter groups,
+            if a threshold is not 1). Its learning rate is that of weights in units of their layer's threshold.
         homeostasis: the band that holds every neuron's rate, or None.
     """
 
@@ -145,7 +146,8 @@ class SigProp(Rule):
         scale = self.target.scale * network.layers[0].neuron.unit
         target = network.attach_target(scale=scale, learned=self.target.learned, generator=generator)
         parameters = learned_by(network) + ([target.weight] if target.learned else [])
-        return SigPropState(make_optimizer(self.optimizer, parameters), parameters, [None] * len(network.layers))
+        optimizer = make_optimizer(self.optimizer, parameters, _units(network))
+        return SigPropState(optimizer, parameters, [None] * len(network.layers))
 
     def begin(self, state: SigPropState) -> SigPropState:
         return SigPropState(state.optimizer, state.parameters, state.means)
@@ -270,14 +272,15 @@ class SigProp(Rule):
                 at_target = collected.pop(1)
                 target = [at_target.div_(stream.window)] if network.attach_target().learned else []
             gradients += layer_gradients(network, index, collected, at_bias)
-        gradients = [*(part.div_(stream.window) for part in gradients), *readout, *target]
-        descend(state.optimizer, state.parameters, gradients, _units(network))
+        descend(state.optimizer, state.parameters, [*(part.div_(stream.window) for part in gradients), *readout, *target])
 
         batch, samples = len(stream.count), stream.window * len(stream.count)
         follow_rates(network, [activity / samples for activity in stream.activity], batch, self.homeostasis)
         for index, layer in enumerate(network.layers):
             before, mean = state.means[index], stream.phi[index] / samples
-            state.means[index] = mean if before is None else before.lerp(mean, min(0.1, batch / 128))
+            if before is None or before.shape != mean.shape:  # of a checkpoint made with other regions
+                before = mean
+            state.means[index] = before.lerp(mean, min(0.1, batch / 128))
             stream.activity[index], stream.phi[index] = torch.zeros_like(layer.rate), torch.zeros_like(mean)
         stream.window = 0
 
@@ -289,16 +292,17 @@ def region_means(maps: Tensor, regions: int | None) -> Tensor | None:
     """
     if regions is None or maps.dim() != 3 or min(maps.shape[1:]) <= regions:
         return None
-    places = maps[0].numel()
-    each = torch.eye(places, dtype=maps.dtype, device=maps.device).view(places, 1, *maps.shape[1:])
-    return F.adaptive_avg_pool2d(each, regions).flatten(1)
+    rows, columns = (
+        F.adaptive_avg_pool1d(torch.eye(extent, dtype=maps.dtype, device=maps.device), regions) for extent in maps.shape[1:]
+    )
+    return torch.kron(rows, columns)
 
 
 def _units(network: Network) -> dict[int, float]:
-    """The threshold behind every weight and bias of a layer (by the tensor's id), where it is not 1."""
+    """The threshold behind every weight and bias of a layer, by the tensor's id, where it is not 1."""
     units = {}
     for index, layer in enumerate(network.layers):
-        if layer.neuron.unit != 1.0:
+        if (unit := layer.neuron.unit) != 1.0:
             target = [network.attach_target().weight] if index == 0 else []
-            units.update({id(tensor): layer.neuron.unit for tensor in (*layer.weights(), *target)})
+            units.update({id(tensor): unit for tensor in (*layer.weights(), *target)})
     return units
