@@ -41,6 +41,7 @@ LABELS = {"digits": "digits, `mlp:256,256`, T = 8, 20 epochs"}
 TASKS = {
     "mnist-mlp": "MNIST, `mlp:512,512`, T = 8, 12 epochs",
     "fashion-mnist-mlp": "Fashion-MNIST, `mlp:512,512`, T = 8, 16 epochs",
+    "nmnist": "N-MNIST (1,100 recordings), `mlp:256,256`, T = 20, 100 epochs",
 }
 
 
