@@ -17,7 +17,7 @@ from torch import Tensor
 from spikeprop.errors import InputError
 
 Gradients = tuple[Tensor, Tensor, Tensor]
-SMALLEST_NORM = 1e-6  # below it a row counts as zero and gets no direction
+SMALLEST_NORM = 1e-5  # below it lies the rounding of float32: such a row counts as zero, without a direction to learn
 
 
 class LocalLoss:
@@ -31,8 +31,9 @@ class LocalLoss:
 
 
 def inverse_norm(rows: Tensor) -> Tensor:
-    """What makes unit vectors of rows, ``[..., rows, 1]``; at most 1 / SMALLEST_NORM."""
-    return torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_(min=SMALLEST_NORM).reciprocal_()
+    """What makes unit vectors of rows, ``[..., rows, 1]``; 0 for rows without a direction."""
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return norm.reciprocal().masked_fill_(norm < SMALLEST_NORM, 0.0)
 
 
 def through_norm(gradient: Tensor, rows: Tensor, inverse: Tensor, along: Tensor) -> Tensor:
@@ -40,8 +41,7 @@ def through_norm(gradient: Tensor, rows: Tensor, inverse: Tensor, along: Tensor)
 
     ``along [..., rows, 1]``: the product of the unit vector and the derivative by it.
     """
-    along = (along * inverse.square()).masked_fill_(inverse >= 1.0 / SMALLEST_NORM, 0.0)
-    return torch.addcmul(gradient, rows, along, value=-1.0)
+    return torch.addcmul(gradient, rows, along * inverse.square(), value=-1.0)
 
 
 def centre(rows: Tensor, mean: Tensor | None) -> Tensor:

@@ -24,11 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spikeprop import fused
 from spikeprop.errors import InputError
+from spikeprop.fused import Local
 from spikeprop.homeostasis import Homeostasis
 from spikeprop.losses import LocalLoss, SimilarityCrossEntropy
-from spikeprop.network import Network, is_constant, spikes_before
-from spikeprop.neuron import State
+from spikeprop.network import Layer, Network, is_constant, spikes_before
+from spikeprop.neuron import Neuron, State
 from spikeprop.rules.base import (
     Answer,
     Facts,
@@ -165,7 +167,8 @@ class SigProp(Rule):
         labels = check_labels(network, inputs, labels)
         self.check(network, inputs.shape[1])
         if state.stream is None:
-            state.stream = self._rest(network, inputs.shape[1])
+            with torch.inference_mode(False):
+                state.stream = self._rest(network, inputs.shape[1])
         stream = state.stream
         if len(stream.count) != inputs.shape[1]:
             raise InputError(
@@ -186,7 +189,7 @@ class SigProp(Rule):
                 self._update(network, state, stream, [delta.T @ rates.flatten(1) / len(delta), delta.mean(0)])
             start = stop
         with torch.inference_mode(False):  # what the caller keeps are ordinary tensors
-            stream.neurons = [type(neurons)(*(part.clone() for part in neurons)) for neurons in stream.neurons]
+            stream.neurons = [type(neurons)(*map(_ordinary, neurons)) for neurons in stream.neurons]
             activity = [torch.stack(parts).sum(0) / (inputs.shape[0] * inputs.shape[1]) for parts in zip(*seen, strict=True)]
             return Answer(outputs.clone(), torch.stack(losses).sum(0) / len(inputs), activity), state
 
@@ -209,42 +212,26 @@ class SigProp(Rule):
                 drive = drive.expand(steps, *drive.shape[1:])
                 sources.append(targets.expand(steps, *targets.shape))
             before, mean = stream.neurons[index], means[index] if batch == 1 else None
-            (spikes, membrane), stream.neurons[index] = layer.run(before, drive, network.fold_bias(index))
+            at = (layer, self.learn_on, self.loss, stream.regions[index], before, drive, network.fold_bias(index))
+            if not network.regression and fused.fits(layer, self.learn_on, self.loss, drive):
+                found = fused.learn(*at, labels, mean, count=index == len(network.layers) - 1)
+            else:
+                found = learn_locally(*at, labels, mean)
+            stream.neurons[index], spikes = found.state, found.spikes
             if layer.recurrent is not None:
                 sources.append(spikes_before(before, spikes))
+            stream.eligibilities[index].observe(sources, found.error, spikes)
 
-            error, loss = torch.empty_like(membrane), membrane.new_zeros(())
-            unit, regions = layer.neuron.unit, stream.regions[index]
-            size = max(1, CACHED * steps // membrane.numel())
-            for some, present, room in zip(membrane.split(size), labels.split(size), error.split(size), strict=True):
-                phi, slope = self._read(some, layer.neuron.threshold, unit)
-                phi = phi if regions is None else phi.flatten(3) @ regions
-                h, t = phi.flatten(2).tensor_split([batch], 1)
-                found, dh, dt = self.loss(h, t, present, mean)
-                for rows, gradient in ((slice(0, batch), dh), (slice(batch, None), dt)):
-                    gradient = gradient if regions is None else gradient.view_as(phi[:, rows]) @ regions.T
-                    gradient = gradient.view_as(some[:, rows])
-                    torch.mul(gradient, 1.0 if slope is None else slope[:, rows], out=room[:, rows])
-                loss += found.sum()
-                stream.phi[index] = stream.phi[index] + h.sum(1).sum(0)
-            stream.eligibilities[index].observe(sources, error, spikes)
-
-            losses.append(loss)
-            counts = spikes.sum(0)[:batch]
-            activities.append(counts.sum(0))
-            stream.activity[index] = stream.activity[index] + activities[index]
+            losses.append(found.loss)
+            activities.append(found.activity)
+            stream.phi[index] = stream.phi[index] + found.phi
+            stream.activity[index] = stream.activity[index] + found.activity
             x = spikes
-        stream.count = stream.count + counts
+        assert found.counts is not None
+        stream.count = stream.count + found.counts
         stream.steps += steps
         stream.window += steps
         return torch.stack(losses), activities
-
-    def _read(self, membrane: Tensor, threshold: float | Tensor, unit: float) -> tuple[Tensor, Tensor | None]:
-        """phi and dphi/dU, where phi reads the membrane in units."""
-        if unit == 1.0:
-            return self.learn_on(membrane, threshold)
-        phi, slope = self.learn_on(membrane / unit, threshold / unit)
-        return phi, torch.full_like(phi, 1.0 / unit) if slope is None else slope / unit
 
     def _rest(self, network: Network, batch: int) -> Stream:
         """The start of a sequence: membranes, traces and counts at zero."""
@@ -285,6 +272,56 @@ class SigProp(Rule):
         stream.window = 0
 
 
+def learn_locally(
+    layer: Layer,
+    learn_on: LearnOn,
+    loss: LocalLoss,
+    regions: Tensor | None,
+    state: State,
+    drive: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    mean: Tensor | None,
+) -> Local:
+    """k steps of a layer's neurons, and the error that its local loss finds at every membrane.
+
+    Args:
+        layer, learn_on, loss: whose neurons, how their membranes are read, and what compares the readings.
+        regions: see :func:`region_means`; None reads neuron by neuron.
+        state: of R rows: the B input rows, then the contexts.
+        drive: ``[k, R, *features]``.
+        bias: with the centring folded in, in place of the layer's own.
+        labels: the context of each input row at each step ``[k, B]``.
+        mean: replaces the rows' own mean ``[m]`` in batches of one.
+    """
+    (spikes, membrane), state = layer.run(state, drive, bias)
+    batch = labels.shape[1]
+    error, total = torch.empty_like(membrane), membrane.new_zeros(())
+    phi_sum = membrane.new_zeros(())
+    size = max(1, CACHED * len(drive) // membrane.numel())
+    for some, present, room in zip(membrane.split(size), labels.split(size), error.split(size), strict=True):
+        phi, slope = read(learn_on, some, layer.neuron)
+        phi = phi if regions is None else phi.flatten(3) @ regions
+        h, t = phi.flatten(2).tensor_split([batch], 1)
+        found, dh, dt = loss(h, t, present, mean)
+        for rows, gradient in ((slice(0, batch), dh), (slice(batch, None), dt)):
+            gradient = gradient if regions is None else gradient.view_as(phi[:, rows]) @ regions.T
+            gradient = gradient.view_as(some[:, rows])
+            torch.mul(gradient, 1.0 if slope is None else slope[:, rows], out=room[:, rows])
+        total += found.sum()
+        phi_sum = phi_sum + h.sum(1).sum(0)
+    counts = spikes.sum(0)[:batch]
+    return Local(state, spikes, error, total, phi_sum, counts.sum(0), counts)
+
+
+def read(learn_on: LearnOn, membrane: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor | None]:
+    """phi and dphi/dU, where phi reads the membrane in units of the threshold."""
+    if (unit := neuron.unit) == 1.0:
+        return learn_on(membrane, neuron.threshold)
+    phi, slope = learn_on(membrane / unit, neuron.threshold / unit)
+    return phi, torch.full_like(phi, 1.0 / unit) if slope is None else slope / unit
+
+
 def region_means(maps: Tensor, regions: int | None) -> Tensor | None:
     """Adaptive average pooling of maps ``[C, H, W]`` to ``regions x regions``, as a matrix ``[H * W, regions^2]``.
 
@@ -296,6 +333,11 @@ def region_means(maps: Tensor, regions: int | None) -> Tensor | None:
         F.adaptive_avg_pool1d(torch.eye(extent, dtype=maps.dtype, device=maps.device), regions) for extent in maps.shape[1:]
     )
     return torch.kron(rows, columns)
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A tensor that is none of inference mode's."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _units(network: Network) -> dict[int, float]:

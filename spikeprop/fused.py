@@ -1,0 +1,166 @@
+"""The fast path of :class:`spikeprop.SigProp`: a layer's neurons and its local loss in one compiled pass (numba).
+
+Chosen by what is computed, never by the user: float32 on a CPU, LIF neurons, class targets, and the losses and readings that
+:mod:`spikeprop.kernels` has. Everything else, and a machine without numba, takes the plain path, which is the definition: the
+spikes are the same bit for bit, the errors but for the order of float32 sums.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikeprop.losses import LocalLoss, SimilarityCrossEntropy
+from spikeprop.network import Layer
+from spikeprop.neuron import LIF, NeuronState, State
+from spikeprop.surrogate import ATan, LearnOn, Membrane
+
+
+class Local(NamedTuple):
+    """What k steps of a layer give its own learning, in shapes of ``[k, R, *features]`` unless said otherwise."""
+
+    state: State
+    spikes: Tensor
+    error: Tensor  # dL/dU
+    loss: Tensor  # summed over the steps
+    phi: Tensor  # what the loss read, summed over the steps and the input rows [m]
+    activity: Tensor  # spikes summed over the steps and the input rows [*features]
+    counts: Tensor | None  # spikes of the input rows summed over the steps [B, *features], if asked for
+
+
+@functools.cache
+def available() -> bool:
+    """Whether numba is installed."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def fits(layer: Layer, learn_on: LearnOn, loss: LocalLoss, drive: Tensor) -> bool:
+    """Whether :func:`learn` can take the place of the plain path."""
+    return (
+        drive.dtype == torch.float32
+        and drive.device.type == "cpu"
+        and type(layer.neuron) is LIF
+        and layer.recurrent is None
+        and type(learn_on) in (ATan, Membrane)
+        and type(loss) is SimilarityCrossEntropy
+        and available()
+    )
+
+
+def learn(
+    layer: Layer,
+    learn_on: LearnOn,
+    loss: LocalLoss,
+    regions: Tensor | None,
+    state: State,
+    drive: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    mean: Tensor | None,
+    *,
+    count: bool,
+) -> Local:
+    """k steps of a layer for which :func:`fits` holds.
+
+    Args:
+        layer, learn_on, loss, mean: as the plain path has them.
+        regions: see :func:`spikeprop.rules.sigprop.region_means`.
+        state: of R rows, the B input rows first.
+        drive: ``[k, R, *features]``.
+        bias: with the centring folded in.
+        labels: ``[k, B]``.
+        count: whether each row's spikes are counted.
+    """
+    from spikeprop import kernels
+
+    assert isinstance(loss, SimilarityCrossEntropy)
+    steps, rows, batch = *drive.shape[:2], labels.shape[1]
+    neuron, constant = layer.neuron, drive.stride(0) == 0
+    numbers = torch.stack([_flat(part, layer) for part in (bias, neuron.alpha, neuron.beta, neuron.threshold)])
+    has_current = bool((numbers[1] > 0.0).any())
+    with torch.inference_mode(False):  # the state outlives the learning: it must be ordinary tensors
+        moving = [_copy(part) if moves else part[:0] for part, moves in zip(state, (has_current, True), strict=True)]
+    present = _channels_last(drive[:1] if constant else drive, 2)
+    spikes, error = (torch.empty(steps, *present.shape[1:]) for _ in range(2))
+
+    channels = layer.output_shape[0]
+    places, shares = torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0)
+    size = layer.rate.numel()
+    if regions is not None:
+        shares, places = regions.topk(int((regions > 0).sum(1).max()), 1)
+        size = channels * regions.shape[1]
+    phi, activity = torch.zeros(size), torch.zeros(layer.rate.numel())
+    counts = torch.zeros(batch if count else 0, layer.rate.numel())
+    unit = layer.neuron.unit
+    kernel: Any = kernels.learn
+    total = kernel(
+        present.reshape(len(present), rows, -1).numpy(),
+        numbers.numpy(),
+        (kernels.ZERO, kernels.SUBTRACT, kernels.NONE)[("zero", "subtract", "none").index(neuron.reset_mechanism)],
+        has_current,
+        *(part.flatten(1).numpy() for part in moving),
+        _reading(learn_on, unit),
+        places.numpy(),
+        shares.numpy(),
+        labels.contiguous().numpy(),
+        (drive.new_zeros(0) if mean is None else _by_place(mean, channels)).numpy(),
+        (_float32(loss.temperature), loss.similarity == "cosine"),
+        *(part.view(steps, rows, -1).numpy() for part in (spikes, error)),
+        *(part.numpy() for part in (phi, activity, counts)),
+    )
+    current = _channels_first(moving[0], 1) if has_current else state.current
+    return Local(
+        NeuronState(current, _channels_first(moving[1], 1)),
+        _channels_first(spikes, 2),
+        _channels_first(error, 2),
+        drive.new_tensor(total),
+        phi.view(-1, channels).T.reshape(-1),
+        _channels_first(activity.view(*layer.output_shape[1:], channels), 0),
+        _channels_first(counts.view(batch, *layer.output_shape[1:], channels), 1) if count else None,
+    )
+
+
+def _reading(learn_on: LearnOn, unit: float) -> tuple[Any, int, Any]:
+    from spikeprop import kernels
+
+    if isinstance(learn_on, ATan):
+        return _float32(unit), kernels.ATAN, _float32(learn_on.width)
+    assert isinstance(learn_on, Membrane)
+    raw = learn_on.clip is None
+    return _float32(unit), kernels.RAW if raw else kernels.CLIPPED, _float32(0.0 if raw else learn_on.clip)
+
+
+def _float32(value: Any) -> Any:
+    return torch.tensor(value, dtype=torch.float32).numpy()[()]
+
+
+def _flat(value: float | Tensor, layer: Layer) -> Tensor:
+    """A number per neuron, channels last."""
+    if not isinstance(value, Tensor):
+        return torch.full((layer.rate.numel(),), value)
+    return _channels_last(value.expand(layer.output_shape), 0).reshape(-1)
+
+
+def _by_place(mean: Tensor, channels: int) -> Tensor:
+    """``[C * M]`` to ``[M * C]``."""
+    return mean.view(channels, -1).T.contiguous().view(-1)
+
+
+def _channels_last(x: Tensor, axis: int) -> Tensor:
+    """The features, from ``axis`` on, with their channels last, contiguous; no copy where they lie so already."""
+    return x.movedim(axis, -1).contiguous()
+
+
+def _copy(part: Tensor) -> Tensor:
+    """Of a state ``[R, *features]``, channels last."""
+    last = part.movedim(1, -1)
+    return torch.empty(last.shape).copy_(last)
+
+
+def _channels_first(x: Tensor, axis: int) -> Tensor:
+    """The inverse, as a view."""
+    return x.movedim(-1, axis)

@@ -1,0 +1,345 @@
+"""Compiled loops of training: one pass through a layer's neurons and its local loss, while what it needs is in the cache.
+
+They compute what :func:`spikeprop.neuron.advance`, the options of :mod:`spikeprop.surrogate` and
+:class:`spikeprop.losses.SimilarityCrossEntropy` compute, in float32: spikes and membranes bit for bit, errors but for the order
+of sums. Imported only where numba is installed, by :mod:`spikeprop.fused`; one thread each.
+
+A layer's features are ``[P, C]``: C channels at each of P positions; dense layers have one position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numba import njit
+
+from spikeprop.losses import SMALLEST_NORM
+
+BLOCK = 1024  # features worked on at a time, so that a row's arrays fit the first-level cache
+RAW, CLIPPED, ATAN = range(3)
+ZERO, SUBTRACT, NONE = range(3)
+_ATAN = (  # of atan(z) / z on [0, 1], in powers of z^2, fitted at Chebyshev nodes; largest error 1.6e-7
+    *(1.0, -0.33333066, 0.19992484, -0.14202571, 0.10636754),
+    *(-0.07495446, 0.04258761, -0.01600503, 0.00283406),
+)
+_A0, _A1, _A2, _A3, _A4, _A5, _A6, _A7, _A8 = (np.float32(value) for value in _ATAN)
+_HALF_PI, _ONE, _ZERO = np.float32(np.pi / 2), np.float32(1.0), np.float32(0.0)
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+
+def exact(loop: Loop) -> Loop:
+    """Compile with every operation as it is written: what decides a spike must be bit for bit the plain path's."""
+    return cast(Loop, njit(cache=True, nogil=True, error_model="numpy")(loop))
+
+
+def free(loop: Loop) -> Loop:
+    """Compile with sums in any order."""
+    liberties = {"reassoc", "nsz", "arcp", "contract", "afn"}
+    return cast(Loop, njit(cache=True, nogil=True, error_model="numpy", fastmath=liberties)(loop))
+
+
+@exact
+def advance_row(
+    drive: Any,
+    bias: Any,
+    alpha: Any,
+    beta: Any,
+    threshold: Any,
+    reset: int,
+    has_current: bool,
+    current: Any,
+    membrane: Any,
+    before: Any,
+    spikes: Any,
+) -> None:
+    """One step of one row ``[n]``: ``current`` and ``membrane`` move on in place; ``before`` is U before the reset.
+
+    Several short loops, because a loop over many arrays is not vectorised.
+    """
+    if has_current:
+        for j in range(drive.shape[0]):
+            current[j] = current[j] * alpha[j] + drive[j]
+        seen = current
+    else:
+        seen = drive
+    for j in range(drive.shape[0]):
+        before[j] = membrane[j] * beta[j] + (seen[j] + bias[j])
+    for j in range(drive.shape[0]):
+        spikes[j] = _ONE if before[j] > threshold[j] else _ZERO
+    if reset == ZERO:
+        for j in range(drive.shape[0]):
+            membrane[j] = before[j] - before[j] * spikes[j]
+    elif reset == SUBTRACT:
+        for j in range(drive.shape[0]):
+            membrane[j] = before[j] - threshold[j] * spikes[j]
+    else:
+        membrane[:] = before
+
+
+@free
+def read_row(before: Any, threshold: Any, unit: Any, option: int, width: Any, phi: Any) -> None:
+    """phi of one row of membranes, ``LearnOn`` in units of ``unit``."""
+    if option == RAW:
+        for j in range(before.shape[0]):
+            phi[j] = before[j] / unit
+    elif option == CLIPPED:
+        for j in range(before.shape[0]):
+            distance = (before[j] / unit) / (threshold[j] / unit) - _ONE
+            phi[j] = min(max(distance, -width), width)
+    else:
+        steepness = np.float32(np.pi) / width
+        share = np.float32(1.0 / np.pi)
+        for j in range(before.shape[0]):
+            x = (before[j] / unit - threshold[j] / unit) * steepness
+            size = abs(x)
+            z = _ONE / size if size > _ONE else size
+            s = z * z
+            p = _A4 + s * (_A5 + s * (_A6 + s * (_A7 + s * _A8)))
+            p = z * (_A0 + s * (_A1 + s * (_A2 + s * (_A3 + s * p))))
+            p = _HALF_PI - p if size > _ONE else p
+            p = -p if x < _ZERO else p
+            phi[j] = p * share + np.float32(0.5)
+
+
+@free
+def apply_slope(before: Any, threshold: Any, unit: Any, option: int, width: Any, error: Any) -> None:
+    """Multiply one row of errors by dphi/dU."""
+    if option == RAW:
+        for j in range(before.shape[0]):
+            error[j] /= unit
+    elif option == CLIPPED:
+        for j in range(before.shape[0]):
+            distance = (before[j] / unit) / (threshold[j] / unit) - _ONE
+            error[j] = error[j] / threshold[j] if abs(distance) <= width else _ZERO
+    else:
+        curvature = np.float32(np.pi**2) / width
+        for j in range(before.shape[0]):
+            x = before[j] / unit - threshold[j] / unit
+            error[j] /= (x * x * curvature + width) * unit
+
+
+@free
+def _add_to(total: Any, row: Any) -> None:
+    for j in range(row.shape[0]):
+        total[j] += row[j]
+
+
+@free
+def _add_scaled(total: Any, factor: Any, row: Any) -> None:
+    for j in range(row.shape[0]):
+        total[j] += factor * row[j]
+
+
+@free
+def _scale(row: Any, factor: Any) -> None:
+    for j in range(row.shape[0]):
+        row[j] *= factor
+
+
+@free
+def _product(one: Any, two: Any) -> Any:
+    total = np.float32(0.0)
+    for j in range(one.shape[0]):
+        total += one[j] * two[j]
+    return total
+
+
+@free
+def _inverse_norm(row: Any) -> Any:
+    norm = np.sqrt(_product(row, row))
+    return _ZERO if norm < np.float32(SMALLEST_NORM) else _ONE / norm
+
+
+@free
+def _pool(phi: Any, places: Any, shares: Any, channels: int, pooled: Any) -> None:
+    """Means over regions: ``phi [P * C]`` to ``pooled [M * C]``; position p counts in ``places[p]`` by ``shares[p]``."""
+    pooled[:] = 0.0
+    for p in range(places.shape[0]):
+        row = phi[p * channels : (p + 1) * channels]
+        for i in range(places.shape[1]):
+            if shares[p, i] != 0.0:
+                start = places[p, i] * channels
+                _add_scaled(pooled[start : start + channels], shares[p, i], row)
+
+
+@free
+def _spread(pooled: Any, places: Any, shares: Any, channels: int, error: Any) -> None:
+    """The transpose of :func:`_pool`."""
+    error[:] = 0.0
+    for p in range(places.shape[0]):
+        row = error[p * channels : (p + 1) * channels]
+        for i in range(places.shape[1]):
+            if shares[p, i] != 0.0:
+                start = places[p, i] * channels
+                _add_scaled(row, shares[p, i], pooled[start : start + channels])
+
+
+@free
+def compare(h: Any, t: Any, labels: Any, mean: Any, temperature: Any, cosine: bool, total: Any) -> Any:
+    """The local loss of one step; ``h [B, m]`` and ``t [K, m]`` become its derivatives by them.
+
+    ``mean [m]`` centres h where it is given (else it has no entries); ``total [m]`` gets the sum of h over the rows.
+    """
+    batch, contexts, size = h.shape[0], t.shape[0], h.shape[1]
+    own = mean.shape[0] == 0
+    centre = np.zeros(size, np.float32)
+    for b in range(batch):
+        _add_to(centre, h[b])
+    _add_to(total, centre)
+    _scale(centre, np.float32(1.0 / batch))
+    if not own:
+        centre[:] = mean
+    h_scale, t_scale = np.empty(batch, np.float32), np.empty(contexts, np.float32)
+    plain = np.float32(size**-0.5)
+    for b in range(batch):
+        _add_scaled(h[b], -_ONE, centre)
+        h_scale[b] = _inverse_norm(h[b]) if cosine else plain
+    centre[:] = 0.0
+    for k in range(contexts):
+        _add_to(centre, t[k])
+    _scale(centre, np.float32(1.0 / contexts))
+    for k in range(contexts):
+        _add_scaled(t[k], -_ONE, centre)
+        t_scale[k] = _inverse_norm(t[k]) if cosine else plain
+
+    loss = 0.0
+    share = np.float32(1.0 / (batch * temperature))
+    along_t = np.zeros(contexts, np.float32)
+    weights = np.zeros(contexts, np.float32)
+    dt = np.zeros((contexts, size), np.float32)
+    inwards = np.zeros(size, np.float32)  # sum over rows of what turns no row
+    similarity, delta = np.empty(contexts, np.float32), np.empty((batch, contexts), np.float32)
+    along_h = np.empty(batch, np.float32)
+    for b in range(batch):
+        highest = np.float32(-np.inf)
+        for k in range(contexts):
+            similarity[k] = _product(h[b], t[k]) * (h_scale[b] * t_scale[k])
+            highest = max(highest, similarity[k] / temperature)
+        normaliser = _ZERO
+        for k in range(contexts):
+            delta[b, k] = np.exp(similarity[k] / temperature - highest)
+            normaliser += delta[b, k]
+        loss += np.log(normaliser) + highest - similarity[labels[b]] / temperature
+        along = _ZERO
+        for k in range(contexts):
+            wanted = _ONE if k == labels[b] else _ZERO
+            d = (delta[b, k] / normaliser - wanted) * share
+            along += d * similarity[k]
+            along_t[k] += d * similarity[k]
+            delta[b, k] = d * (h_scale[b] * t_scale[k])
+            weights[k] += delta[b, k]
+            _add_scaled(dt[k], delta[b, k], h[b])
+        along_h[b] = along * h_scale[b] * h_scale[b] if cosine else _ZERO
+        if own:
+            _add_scaled(inwards, along_h[b], h[b])
+
+    # the mean over rows of dh, which centring takes off
+    centre[:] = 0.0
+    if own:
+        for k in range(contexts):
+            _add_scaled(centre, weights[k] / np.float32(batch), t[k])
+        _add_scaled(centre, np.float32(-1.0 / batch), inwards)
+    for b in range(batch):
+        row = h[b]
+        for j in range(size):
+            row[j] = -along_h[b] * row[j] - centre[j]
+        for k in range(contexts):
+            _add_scaled(row, delta[b, k], t[k])
+    centre[:] = 0.0
+    for k in range(contexts):
+        if cosine:
+            _add_scaled(dt[k], -along_t[k] * t_scale[k] * t_scale[k], t[k])
+        _add_to(centre, dt[k])
+    _scale(centre, np.float32(-1.0 / contexts))
+    for k in range(contexts):
+        t[k] = dt[k]
+        _add_to(t[k], centre)
+    return loss / batch
+
+
+@exact
+def learn(
+    drive: Any,
+    neurons: Any,
+    reset: int,
+    has_current: bool,
+    current: Any,
+    membrane: Any,
+    reading: Any,
+    places: Any,
+    shares: Any,
+    labels: Any,
+    mean: Any,
+    loss: Any,
+    spikes: Any,
+    error: Any,
+    phi_sum: Any,
+    activity: Any,
+    counts: Any,
+) -> float:
+    """k steps of a layer and its local loss; returns the loss summed over the steps.
+
+    Args:
+        drive: ``[k, R, n]``, or ``[1, R, n]`` for a constant one; the first B rows are inputs, the others contexts.
+        neurons: ``[4, n]``: bias, alpha, beta and threshold.
+        reset: ZERO, SUBTRACT or NONE.
+        has_current: whether any alpha is above 0.
+        current, membrane: ``[R, n]``, moved on in place.
+        reading: unit (float32), option (RAW, CLIPPED or ATAN) and its width (float32).
+        places, shares: the regions of a map ``[P, i]``, see :func:`_pool`; no entries: every neuron for itself.
+        labels: ``[k, B]``.
+        mean: ``[m]``, see :func:`compare`.
+        loss: temperature (float32), and whether the similarity is the cosine.
+        spikes, error: ``[k, R, n]``, written.
+        phi_sum ``[m]``, activity ``[n]``, counts ``[B, n]``: of the input rows, summed over steps, the first two over rows as
+            well; added to. Counts without entries are not taken.
+    """
+    steps, rows, size = spikes.shape
+    batch = labels.shape[1]
+    unit, option, width = reading
+    temperature, cosine = loss
+    pools = places.shape[0] > 0
+    channels = size // places.shape[0] if pools else size
+    before = np.empty((rows, size), np.float32)
+    phi = np.empty(size, np.float32)
+    read = np.empty((rows, phi_sum.shape[0]), np.float32)
+    bias, alpha, beta, threshold = neurons[0], neurons[1], neurons[2], neurons[3]
+    total = 0.0
+    for step in range(steps):
+        present = drive[step if drive.shape[0] > 1 else 0]
+        for row in range(rows):
+            for start in range(0, size, BLOCK):
+                stop = min(size, start + BLOCK)
+                advance_row(
+                    present[row, start:stop],
+                    bias[start:stop],
+                    alpha[start:stop],
+                    beta[start:stop],
+                    threshold[start:stop],
+                    reset,
+                    has_current,
+                    current[row, start:stop] if has_current else current[0, :0],
+                    membrane[row, start:stop],
+                    before[row, start:stop],
+                    spikes[step, row, start:stop],
+                )
+                own = phi[start:stop] if pools else read[row, start:stop]
+                read_row(before[row, start:stop], threshold[start:stop], unit, option, width, own)
+                if row < batch:
+                    _add_to(activity[start:stop], spikes[step, row, start:stop])
+                    if counts.shape[0] > 0:
+                        _add_to(counts[row, start:stop], spikes[step, row, start:stop])
+            if pools:
+                _pool(phi, places, shares, channels, read[row])
+        total += compare(read[:batch], read[batch:], labels[step], mean, temperature, cosine, phi_sum)
+        for row in range(rows):
+            if pools:
+                _spread(read[row], places, shares, channels, error[step, row])
+            else:
+                error[step, row] = read[row]
+            for start in range(0, size, BLOCK):
+                stop = min(size, start + BLOCK)
+                apply_slope(before[row, start:stop], threshold[start:stop], unit, option, width, error[step, row, start:stop])
+    return total

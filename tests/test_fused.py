@@ -1,0 +1,140 @@
+"""The compiled path of SigProp against the plain one, which is its definition."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import spikeprop as sp
+from spikeprop import fused
+from spikeprop.models import conv, heterogeneous, mlp
+from spikeprop.network import Network
+from spikeprop.rules import sigprop
+from spikeprop.rules.sigprop import SigProp
+
+pytest.importorskip("numba")
+CLASSES, STEPS = 4, 6
+READINGS = (sp.ATan(), sp.ATan(2.0), sp.Membrane(), sp.Membrane(clip=0.5), sp.Membrane(clip=None))
+
+
+def network_of(kind: str, neuron: sp.LIF, seed: int) -> Network:
+    if kind == "mlp":
+        return mlp((1, 10, 10), [70, 1100], CLASSES, neuron=neuron, seed=seed)  # 1100: more than one block of the kernels
+    if kind == "heterogeneous":
+        neurons = heterogeneous((2.0, 20.0), (1.0, 9.0), threshold=neuron.threshold)
+        return mlp((1, 10, 10), [70, 30], CLASSES, neuron=neurons, seed=seed)
+    biases = "channel" if kind == "conv per channel" else "neuron"
+    return conv((1, 10, 10), [5, 6], CLASSES, neuron=neuron, stride=1, kernel_size=3, hidden=(20,), biases=biases, seed=seed)
+
+
+def batch_of(size: int, constant: bool, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(STEPS, size, 1, 10, 10, generator=generator)
+    return x[:1].expand_as(x) if constant else x, torch.randint(0, CLASSES, (size,), generator=generator)
+
+
+def locals_of(network: Network, rule: SigProp, inputs: Tensor, labels: Tensor, monkeypatch, *, fast: bool) -> list[fused.Local]:
+    """What every layer's own learning saw in the first window; all of it by one path."""
+    found = []
+
+    def kept(learn, *arguments, **options):
+        found.append(learn(*arguments, **options))
+        return found[-1]
+
+    with monkeypatch.context() as patch:
+        if not fast:
+            patch.setattr(fused, "fits", lambda *arguments: False)
+        patch.setattr(fused, "learn", partial(kept, fused.learn))
+        patch.setattr(sigprop, "learn_locally", partial(kept, sigprop.learn_locally) if not fast else None)
+        state = rule.begin(rule.initial_state(network, generator=torch.Generator().manual_seed(0)))
+        rule.learn(network, state, inputs, labels)
+    return found[: len(network.layers)]
+
+
+@settings(deadline=None)  # the first case waits for the compiler
+@given(
+    st.sampled_from(["mlp", "conv", "conv per channel", "heterogeneous"]),
+    st.sampled_from(READINGS),
+    st.builds(
+        sp.LIF,
+        st.sampled_from([0.0, 0.9, 1.0]),
+        st.sampled_from([0.5, 1.0, 2.0]),
+        alpha=st.sampled_from([0.0, 0.6]),
+        reset_mechanism=st.sampled_from(["zero", "subtract", "none"]),
+    ),
+    st.sampled_from([1, 7, 32]),
+    st.booleans(),
+    st.sampled_from([None, 2, 4]),
+    st.sampled_from(["cosine", "dot"]),
+    st.sampled_from([None, 3]),
+    st.integers(0, 1000),
+)
+def test_it_computes_what_the_plain_path_computes(
+    kind, learn_on, neuron, size, constant, regions, similarity, window, seed
+) -> None:
+    loss = sp.SimilarityCrossEntropy(similarity=similarity)
+    rule = SigProp(learn_on, loss, regions=regions, update_every=window)
+    inputs, labels = batch_of(size, constant, seed)
+    both = []
+    for fast in (True, False):
+        network = network_of(kind, neuron, seed)
+        network.input_mean.copy_(inputs.mean((0, 1)))
+        with pytest.MonkeyPatch.context() as patch:
+            both.append(locals_of(network, rule, inputs, labels, patch, fast=fast))
+    for fast, plain in zip(*both, strict=True):
+        assert torch.equal(fast.spikes, plain.spikes)
+        assert torch.equal(fast.state.membrane, plain.state.membrane)
+        assert torch.equal(fast.activity, plain.activity)
+        assert fast.counts is None or torch.equal(fast.counts, plain.counts)
+        torch.testing.assert_close(fast.phi, plain.phi, rtol=1e-5, atol=1e-4)
+        assert math.isclose(fast.loss, plain.loss, rel_tol=1e-4, abs_tol=1e-4)
+        assert float((fast.error - plain.error).norm()) <= 1e-3 * float(plain.error.norm()) + 1e-5
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_it_is_what_a_plain_fit_takes(kind, monkeypatch) -> None:
+    inputs, labels = batch_of(8, False, 0)
+    found = locals_of(network_of(kind, sp.LIF(), 0), SigProp(), inputs, labels, monkeypatch, fast=True)
+    assert len(found) == (2 if kind == "mlp" else 3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "neuron", "dtype"),
+    [
+        (SigProp(sp.Sigmoid()), sp.LIF(), torch.float32),
+        (SigProp(loss=sp.Hebbian()), sp.LIF(), torch.float32),
+        (SigProp(), sp.WinnerTakeAll(winners=3), torch.float32),
+        (SigProp(), sp.LIF(), torch.float64),
+    ],
+)
+def test_what_it_does_not_have_takes_the_plain_path(rule, neuron, dtype, monkeypatch) -> None:
+    monkeypatch.setattr(fused, "learn", None)
+    inputs, labels = batch_of(8, False, 0)
+    network = network_of("mlp", neuron, 0).to(dtype)
+    rule.learn(network, rule.begin(rule.initial_state(network)), inputs.to(dtype), labels)
+
+
+def test_without_numba_the_plain_path_learns(monkeypatch) -> None:
+    monkeypatch.setattr(fused, "available", lambda: False)
+    monkeypatch.setattr(fused, "learn", None)
+    inputs, labels = batch_of(8, False, 0)
+    network, rule = network_of("conv", sp.LIF(), 0), SigProp()
+    answer, _ = rule.learn(network, rule.begin(rule.initial_state(network)), inputs, labels)
+    assert torch.isfinite(answer.loss).all()
+
+
+def test_a_state_that_the_caller_keeps_does_not_change(monkeypatch) -> None:
+    inputs, labels = batch_of(8, False, 0)
+    network, rule = network_of("mlp", sp.LIF(alpha=0.5), 0), SigProp(update_every=STEPS)
+    state = rule.begin(rule.initial_state(network))
+    _, state = rule.learn(network, state, inputs[:3], labels)
+    assert state.stream is not None
+    before = [part for neurons in state.stream.neurons for part in neurons]
+    copies = [part.clone() for part in before]
+    rule.learn(network, state, inputs[3:], labels)
+    assert all(torch.equal(part, copy) for part, copy in zip(before, copies, strict=True))
+    assert not any(part.is_inference() for part in before)
