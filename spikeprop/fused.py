@@ -7,14 +7,13 @@ spikes are the same bit for bit, the errors but for the order of float32 sums.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from spikeprop.losses import LocalLoss, SimilarityCrossEntropy
+from spikeprop import compiled
+from spikeprop.losses import SMALLEST_NORM, LocalLoss, SimilarityCrossEntropy
 from spikeprop.network import Layer
 from spikeprop.neuron import LIF, NeuronState, State
 from spikeprop.surrogate import ATan, LearnOn, Membrane
@@ -32,22 +31,14 @@ class Local(NamedTuple):
     counts: Tensor | None  # spikes of the input rows summed over the steps [B, *features], if asked for
 
 
-@functools.cache
-def available() -> bool:
-    """Whether numba is installed."""
-    return importlib.util.find_spec("numba") is not None
-
-
 def fits(layer: Layer, learn_on: LearnOn, loss: LocalLoss, drive: Tensor) -> bool:
     """Whether :func:`learn` can take the place of the plain path."""
     return (
-        drive.dtype == torch.float32
-        and drive.device.type == "cpu"
+        compiled.suits(drive)
         and type(layer.neuron) is LIF
         and layer.recurrent is None
         and type(learn_on) in (ATan, Membrane)
         and type(loss) is SimilarityCrossEntropy
-        and available()
     )
 
 
@@ -75,8 +66,6 @@ def learn(
         labels: ``[k, B]``.
         count: whether each row's spikes are counted.
     """
-    from spikeprop import kernels
-
     assert isinstance(loss, SimilarityCrossEntropy)
     steps, rows, batch = *drive.shape[:2], labels.shape[1]
     neuron, constant = layer.neuron, drive.stride(0) == 0
@@ -96,8 +85,8 @@ def learn(
     phi, activity = torch.zeros(size), torch.zeros(layer.rate.numel())
     counts = torch.zeros(batch if count else 0, layer.rate.numel())
     unit = layer.neuron.unit
-    kernel: Any = kernels.learn
-    total = kernel(
+    kernels = compiled.loops()
+    total = kernels.learn(
         present.reshape(len(present), rows, -1).numpy(),
         numbers.numpy(),
         (kernels.ZERO, kernels.SUBTRACT, kernels.NONE)[("zero", "subtract", "none").index(neuron.reset_mechanism)],
@@ -108,7 +97,7 @@ def learn(
         shares.numpy(),
         labels.contiguous().numpy(),
         (drive.new_zeros(0) if mean is None else _by_place(mean, channels)).numpy(),
-        (_float32(loss.temperature), loss.similarity == "cosine"),
+        (compiled.float32(loss.temperature), loss.similarity == "cosine", compiled.float32(SMALLEST_NORM)),
         *(part.view(steps, rows, -1).numpy() for part in (spikes, error)),
         *(part.numpy() for part in (phi, activity, counts)),
     )
@@ -125,17 +114,13 @@ def learn(
 
 
 def _reading(learn_on: LearnOn, unit: float) -> tuple[Any, int, Any]:
-    from spikeprop import kernels
-
+    kernels = compiled.loops()
     if isinstance(learn_on, ATan):
-        return _float32(unit), kernels.ATAN, _float32(learn_on.width)
+        return compiled.float32(unit), kernels.ATAN, compiled.float32(learn_on.width)
     assert isinstance(learn_on, Membrane)
-    raw = learn_on.clip is None
-    return _float32(unit), kernels.RAW if raw else kernels.CLIPPED, _float32(0.0 if raw else learn_on.clip)
-
-
-def _float32(value: Any) -> Any:
-    return torch.tensor(value, dtype=torch.float32).numpy()[()]
+    if learn_on.clip is None:
+        return compiled.float32(unit), kernels.RAW, compiled.float32(0.0)
+    return compiled.float32(unit), kernels.CLIPPED, compiled.float32(learn_on.clip)
 
 
 def _flat(value: float | Tensor, layer: Layer) -> Tensor:

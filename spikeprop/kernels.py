@@ -15,8 +15,6 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numba import njit
 
-from spikeprop.losses import SMALLEST_NORM
-
 BLOCK = 1024  # features worked on at a time, so that a row's arrays fit the first-level cache
 RAW, CLIPPED, ATAN = range(3)
 ZERO, SUBTRACT, NONE = range(3)
@@ -147,9 +145,9 @@ def _product(one: Any, two: Any) -> Any:
 
 
 @free
-def _inverse_norm(row: Any) -> Any:
+def _inverse_norm(row: Any, smallest: Any) -> Any:
     norm = np.sqrt(_product(row, row))
-    return _ZERO if norm < np.float32(SMALLEST_NORM) else _ONE / norm
+    return _ZERO if norm < smallest else _ONE / norm
 
 
 @free
@@ -177,8 +175,8 @@ def _spread(pooled: Any, places: Any, shares: Any, channels: int, error: Any) ->
 
 
 @free
-def compare(h: Any, t: Any, labels: Any, mean: Any, temperature: Any, cosine: bool, total: Any) -> Any:
-    """The local loss of one step; ``h [B, m]`` and ``t [K, m]`` become its derivatives by them.
+def compare(h: Any, t: Any, labels: Any, mean: Any, temperature: Any, cosine: bool, smallest: Any, total: Any) -> Any:
+    """The local loss of one step, with the settings of :func:`learn`; ``h [B, m]`` and ``t [K, m]`` become its derivatives.
 
     ``mean [m]`` centres h where it is given (else it has no entries); ``total [m]`` gets the sum of h over the rows.
     """
@@ -195,14 +193,14 @@ def compare(h: Any, t: Any, labels: Any, mean: Any, temperature: Any, cosine: bo
     plain = np.float32(size**-0.5)
     for b in range(batch):
         _add_scaled(h[b], -_ONE, centre)
-        h_scale[b] = _inverse_norm(h[b]) if cosine else plain
+        h_scale[b] = _inverse_norm(h[b], smallest) if cosine else plain
     centre[:] = 0.0
     for k in range(contexts):
         _add_to(centre, t[k])
     _scale(centre, np.float32(1.0 / contexts))
     for k in range(contexts):
         _add_scaled(t[k], -_ONE, centre)
-        t_scale[k] = _inverse_norm(t[k]) if cosine else plain
+        t_scale[k] = _inverse_norm(t[k], smallest) if cosine else plain
 
     loss = 0.0
     share = np.float32(1.0 / (batch * temperature))
@@ -291,7 +289,8 @@ def learn(
         places, shares: the regions of a map ``[P, i]``, see :func:`_pool`; no entries: every neuron for itself.
         labels: ``[k, B]``.
         mean: ``[m]``, see :func:`compare`.
-        loss: temperature (float32), and whether the similarity is the cosine.
+        loss: temperature (float32), whether the similarity is the cosine, and the norm below which a row counts as zero
+            (float32).
         spikes, error: ``[k, R, n]``, written.
         phi_sum ``[m]``, activity ``[n]``, counts ``[B, n]``: of the input rows, summed over steps, the first two over rows as
             well; added to. Counts without entries are not taken.
@@ -299,7 +298,7 @@ def learn(
     steps, rows, size = spikes.shape
     batch = labels.shape[1]
     unit, option, width = reading
-    temperature, cosine = loss
+    temperature, cosine, smallest = loss
     pools = places.shape[0] > 0
     channels = size // places.shape[0] if pools else size
     before = np.empty((rows, size), np.float32)
@@ -333,7 +332,7 @@ def learn(
                         _add_to(counts[row, start:stop], spikes[step, row, start:stop])
             if pools:
                 _pool(phi, places, shares, channels, read[row])
-        total += compare(read[:batch], read[batch:], labels[step], mean, temperature, cosine, phi_sum)
+        total += compare(read[:batch], read[batch:], labels[step], mean, temperature, cosine, smallest, phi_sum)
         for row in range(rows):
             if pools:
                 _spread(read[row], places, shares, channels, error[step, row])
@@ -343,3 +342,44 @@ def learn(
                 stop = min(size, start + BLOCK)
                 apply_slope(before[row, start:stop], threshold[start:stop], unit, option, width, error[step, row, start:stop])
     return total
+
+
+@free
+def low_pass(x: Any, keep: Any, before: Any, filtered: Any) -> None:
+    """``filtered[t] = keep filtered[t-1] + x[t]`` for ``x [k, N]``; ``before [N]`` is what went before, or has no entries."""
+    for start in range(0, x.shape[1], BLOCK):
+        stop = min(x.shape[1], start + BLOCK)
+        for step in range(x.shape[0]):
+            present, now = x[step, start:stop], filtered[step, start:stop]
+            if step == 0 and before.shape[0] == 0:
+                now[:] = present
+            else:
+                last = filtered[step - 1, start:stop] if step > 0 else before[start:stop]
+                for j in range(stop - start):
+                    now[j] = present[j] + keep * last[j]
+
+
+@free
+def scan_back(
+    error: Any, spikes: Any, alpha: Any, beta: Any, gated: bool, at_membrane: Any, at_current: Any, responsible: Any, bias: Any
+) -> None:
+    """:func:`spikeprop.traces.step_back` over a window ``[k, R, n]`` from its end; ``alpha`` and ``beta`` are ``[n]``.
+
+    ``at_membrane`` and ``at_current`` ``[R, n]`` must be zero, and become those of the first step. ``responsible`` gets what is
+    at the current at every step, ``bias [n]`` the sum of what is at the membrane.
+    """
+    for row in range(error.shape[1]):
+        membrane, current = at_membrane[row], at_current[row]
+        for step in range(error.shape[0] - 1, -1, -1):
+            now, spiked, share = error[step, row], spikes[step, row], responsible[step, row]
+            if gated:
+                for j in range(now.shape[0]):
+                    membrane[j] = now[j] + (beta[j] * (_ONE - spiked[j])) * membrane[j]
+            else:
+                for j in range(now.shape[0]):
+                    membrane[j] = now[j] + beta[j] * membrane[j]
+            for j in range(now.shape[0]):
+                current[j] = membrane[j] + alpha[j] * current[j]
+            share[:] = current
+            for j in range(now.shape[0]):
+                bias[j] += membrane[j]

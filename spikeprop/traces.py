@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spikeprop import compiled
 from spikeprop.network import Layer, is_constant
 from spikeprop.neuron import Neuron
 from spikeprop.synapse import Chain, Synapse
@@ -55,26 +56,35 @@ def low_pass(x: Tensor, keep: float, before: Tensor | None) -> Tensor:
     if keep == 0.0:
         return x
     filtered = torch.empty_like(x)
+    laid = [in_memory(part) for part in (x, filtered, x[:1] if before is None else before.unsqueeze(0))]
+    if compiled.suits(x) and all(part.is_contiguous() for part in laid) and len({part.shape[1:] for part in laid}) == 1:
+        present, out, start = (part.flatten(1).numpy() for part in laid)
+        compiled.loops().low_pass(present, compiled.float32(keep), start[0, : 0 if before is None else None], out)
+        return filtered
     for present, out in zip(x, filtered, strict=True):
         before = out.copy_(present) if before is None else torch.add(present, before, alpha=keep, out=out)
     return filtered
 
 
+def in_memory(x: Tensor) -> Tensor:
+    """A view of maps ``[k, R, C, H, W]`` in the order in which they lie in memory; torch sums others ten times as slowly."""
+    return x.movedim(2, -1) if _channels_last(x) else x
+
+
 def _channels_last(x: Tensor) -> bool:
-    """Whether maps ``[k, R, C, H, W]`` lie in memory with their channels last; torch would sum them ten times as slowly."""
     return x.dim() == 5 and x.stride(2) == 1 and x.shape[2] > 1
 
 
 def over_rows(error: Tensor) -> Tensor:
     """The sum over rows, ``[k, *features]``."""
-    return error.movedim(2, -1).sum(1).movedim(-1, 1) if _channels_last(error) else error.sum(1)
+    total = in_memory(error).sum(1)
+    return total.movedim(-1, 1) if _channels_last(error) else total
 
 
 def over_steps(response: Tensor, error: Tensor) -> Tensor:
     """The sum over steps, each weighted by ``response [k]``: ``[R, *features]``."""
-    if _channels_last(error):
-        return torch.tensordot(response, error.movedim(2, -1), 1).movedim(-1, 1)
-    return torch.tensordot(response, error, 1)
+    total = torch.tensordot(response, in_memory(error), 1)
+    return total.movedim(-1, 1) if _channels_last(error) else total
 
 
 def kept(neuron: Neuron, spikes: Tensor, *, gated: bool) -> float | Tensor:
@@ -96,6 +106,29 @@ def step_back(
         return error, error
     at_membrane = error + kept(neuron, spikes, gated=gated) * later[0]
     return at_membrane, at_membrane + neuron.alpha * later[1]
+
+
+def scan_back(neuron: Neuron, error: Tensor, spikes: Tensor, *, gated: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """:func:`step_back` over a window ``[k, R, *features]``, from its end to its start.
+
+    Returns what is at the current at every step, the sum over rows and steps of what is at the membrane, and what is at the
+    membrane and at the current of the first step.
+    """
+    responsible, bias_gradient = torch.empty_like(error), torch.zeros_like(error[0, 0])
+    if compiled.suits(error) and error.dim() == 3 and error.is_contiguous() and spikes.is_contiguous():
+        decays = [torch.zeros_like(bias_gradient) + keep for keep in (neuron.alpha, neuron.beta)]
+        first = torch.zeros_like(error[0]), torch.zeros_like(error[0])
+        wipes = gated and neuron.reset_mechanism == "zero"
+        numbers = [part.numpy() for part in (error, spikes, *decays)]
+        compiled.loops().scan_back(*numbers, wipes, *(part.numpy() for part in (*first, responsible, bias_gradient)))
+        return responsible, bias_gradient, first
+    later: tuple[Tensor, Tensor] | None = None
+    for step in range(len(error) - 1, -1, -1):
+        later = step_back(neuron, error[step], spikes[step], later, gated=gated)
+        responsible[step] = later[1]
+        bias_gradient += later[0].sum(0)
+    assert later is not None
+    return responsible, bias_gradient, later
 
 
 class SharedTrace(Eligibility):
@@ -182,13 +215,7 @@ class WindowTrace(Eligibility):
         error = torch.cat([entry[1] for entry in self.window])
         spikes = torch.cat([entry[2] for entry in self.window])
         self.window = []
-        responsible, bias_gradient = torch.empty_like(error), torch.zeros_like(error[0, 0])
-        later: tuple[Tensor, Tensor] | None = None
-        for step in range(len(error) - 1, -1, -1):
-            later = step_back(self.layer.neuron, error[step], spikes[step], later, gated=self.gated)
-            responsible[step] = later[1]
-            bias_gradient += later[0].sum(0)
-        assert later is not None
+        responsible, bias_gradient, later = scan_back(self.layer.neuron, error, spikes, gated=self.gated)
         gradients = []
         for source, x in zip(self.sources, inputs, strict=True):
             own = responsible[:, source.rows]

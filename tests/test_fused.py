@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import spikeprop as sp
-from spikeprop import fused
+from spikeprop import compiled, fused, traces
 from spikeprop.models import conv, heterogeneous, mlp
 from spikeprop.network import Network
 from spikeprop.rules import sigprop
@@ -119,7 +119,7 @@ def test_what_it_does_not_have_takes_the_plain_path(rule, neuron, dtype, monkeyp
 
 
 def test_without_numba_the_plain_path_learns(monkeypatch) -> None:
-    monkeypatch.setattr(fused, "available", lambda: False)
+    monkeypatch.setattr(compiled, "available", lambda: False)
     monkeypatch.setattr(fused, "learn", None)
     inputs, labels = batch_of(8, False, 0)
     network, rule = network_of("conv", sp.LIF(), 0), SigProp()
@@ -138,3 +138,31 @@ def test_a_state_that_the_caller_keeps_does_not_change(monkeypatch) -> None:
     rule.learn(network, state, inputs[3:], labels)
     assert all(torch.equal(part, copy) for part, copy in zip(before, copies, strict=True))
     assert not any(part.is_inference() for part in before)
+
+
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_adjoint_scan_is_that_of_single_steps(reset, gated) -> None:
+    generator = torch.Generator().manual_seed(0)
+    neuron = sp.LIF(torch.rand(9, generator=generator), alpha=torch.rand(9, generator=generator) * 0.9, reset_mechanism=reset)
+    error = torch.randn(7, 5, 9, generator=generator)
+    spikes = (torch.rand(7, 5, 9, generator=generator) < 0.3).float()
+    found = traces.scan_back(neuron, error, spikes, gated=gated)
+    wide = traces.scan_back(neuron.double(), error.double(), spikes.double(), gated=gated)
+    torch.testing.assert_close(found, wide, check_dtype=False, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("started", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_low_pass_is_its_recursion_in_any_layout(started, channels_last) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, before = torch.randn(4, 3, 5, 6, 6, generator=generator), torch.randn(3, 5, 6, 6, generator=generator)
+    if channels_last:
+        x, before = (part.movedim(-3, -1).contiguous().movedim(-1, -3) for part in (x, before))
+    expected = traces.low_pass(x.double(), 0.9, before.double() if started else None)
+    found = traces.low_pass(x, 0.9, before if started else None)
+    assert found.stride() == x.stride()
+    torch.testing.assert_close(found, expected, check_dtype=False)
+    torch.testing.assert_close(traces.over_rows(x), x.sum(1))
+    response = torch.rand(4, generator=generator)
+    torch.testing.assert_close(traces.over_steps(response, x), torch.einsum("k,kbchw->bchw", response, x))
