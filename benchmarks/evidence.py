@@ -160,7 +160,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     task, final = arguments.task, arguments.tried is None
     tried = read_settings(arguments.tried or [])
-    data = sp.data.load(TASKS[task]["data"], root=arguments.data_root, full_train=final, num_steps=_bins(task, tried))
+    own = {**TASKS[task], **tried}
+    how = {"num_steps": _bins(task, tried), "delays": own.get("delays", ())}
+    data = sp.data.load(own["data"], root=arguments.data_root, full_train=final, **how)
     if arguments.samples is not None:
         data = sp.data.Data(**{**vars(data), "train": sp.data.Split(*(part[: arguments.samples] for part in data.train))})
     kinds = itertools.product(arguments.rules, ("off", "on"))

@@ -336,7 +336,18 @@ def _inherit(given: dict[str, Any]) -> dict[str, Any]:
     """What a run that starts from another takes over: what the network is, and how its inputs are coded."""
     path = Path(given["start_from"])
     before = runs.load_run(path).config
-    taken_over = ("data", "data_root", "full_train", "encoder", "model", "recurrent", "beta", "threshold", "num_steps")
+    taken_over = (
+        "data",
+        "data_root",
+        "full_train",
+        "encoder",
+        "model",
+        "recurrent",
+        "beta",
+        "threshold",
+        "num_steps",
+        "delay_line",
+    )
     kept = {name: before[name] for name in taken_over}
     for name in ("model", "recurrent", "beta", "threshold"):
         if name in given and given[name] != kept[name]:

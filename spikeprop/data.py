@@ -7,7 +7,8 @@ torchvision and Tonic. Nothing is ever downloaded. Splits are fixed: they do not
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral  # also numpy's integers
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from spikeprop.data_files import READERS, ROOT_VARIABLE, stratified
 from spikeprop.errors import InputError
 
-__all__ = ["ROOT_VARIABLE", "Data", "Split", "from_arrays", "from_datasets", "load", "stratified"]
+__all__ = ["ROOT_VARIABLE", "Data", "Split", "delay_line", "from_arrays", "from_datasets", "load", "stratified"]
 
 
 class Split(NamedTuple):
@@ -59,7 +60,12 @@ class Data:
 
 
 def load(
-    name: str, root: str | os.PathLike[str] | None = None, *, full_train: bool = False, num_steps: int | None = None
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    full_train: bool = False,
+    num_steps: int | None = None,
+    delays: Sequence[int] = (),
 ) -> Data:
     """Load a data set by name.
 
@@ -79,7 +85,8 @@ def load(
     Braille has 256 steps of 5 ms, and any other ``num_steps`` is refused; pictures have no time axis of their own and
     ``num_steps`` does not concern them.
 
-    ``full_train=True`` gives the validation part back to the training part and leaves ``validation`` None.
+    ``full_train=True`` gives the validation part back to the training part and leaves ``validation`` None. ``delays``: see
+    :func:`delay_line`.
 
     Raises DataNotFoundError (which files, where it looked, what to do) and InputError (unknown name; damaged files).
     """
@@ -94,7 +101,7 @@ def load(
         return checked if files.pixel_max is None else Split(checked.inputs.div_(files.pixel_max), checked.labels)
 
     train, held_out = files.train, files.validation
-    return _assemble(
+    data = _assemble(
         name,
         split("train", *train) if full_train else split("train", train[0][~held_out], train[1][~held_out]),
         None if full_train else split("validation", train[0][held_out], train[1][held_out]),
@@ -102,6 +109,45 @@ def load(
         files.temporal,
         files.num_classes,
     )
+    return delay_line(data, delays) if len(delays) > 0 else data
+
+
+def delay_line(data: Data, delays: Sequence[int]) -> Data:
+    """Every input channel once per delay, that many steps late, as axons of different lengths would bring it.
+
+    A layer sees a stretch of the past at once, so that neurons which forget within a few steps can tell orders and intervals.
+    Inputs ``[N, T, C, *rest]`` become ``[N, T, D C, *rest]``, delay after delay; before the start nothing arrives.
+
+    Args:
+        data: with a time axis of its own.
+        delays: in steps, whole numbers from 0 to T - 1, each once. Loihi's synapses know delays up to 62 steps.
+
+    Raises:
+        InputError: data without a time axis, or delays that are none.
+    """
+    if not data.temporal or data.num_steps is None:
+        raise InputError(f"delay_line: the inputs of {data.name} have no time axis to be delayed on; leave the delays out")
+    whole = all(isinstance(delay, Integral) and not isinstance(delay, bool) for delay in delays)
+    if not whole or not delays or min(delays) < 0 or max(delays) >= data.num_steps or len(set(delays)) < len(delays):
+        raise InputError(
+            f"delay_line: delays = {list(delays)} must be whole numbers from 0 to {data.num_steps - 1}, each once: "
+            f"{data.name} has {data.num_steps} steps"
+        )
+
+    def delayed(split: Split | None) -> Split | None:
+        if split is None:
+            return None
+        x = split.inputs
+        late = x.new_zeros(*x.shape[:2], len(delays) * x.shape[2], *x.shape[3:])
+        for index, delay in enumerate(delays):
+            own = late[:, :, index * x.shape[2] : (index + 1) * x.shape[2]]
+            own[:, delay:] = x[:, : x.shape[1] - delay]
+        return Split(late, split.labels)
+
+    shape = (len(delays) * data.input_shape[0], *data.input_shape[1:])
+    train = delayed(data.train)
+    assert train is not None
+    return replace(data, train=train, validation=delayed(data.validation), test=delayed(data.test), input_shape=shape)
 
 
 def from_arrays(

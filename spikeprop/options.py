@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {  # of a training; None: from the data
     "full_train": False,
     "encoder": None,
     "num_steps": None,
+    "delay_line": [],
     "model": "mlp:256,256",
     "recurrent": False,
     "beta": _NEURON.beta,
@@ -70,6 +71,12 @@ class _Parser(argparse.ArgumentParser):
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of steps, 0 or more")
     return int(text)
 
 
@@ -259,7 +266,7 @@ def _comparison(made: argparse.ArgumentParser) -> None:
 def _training(made: argparse.ArgumentParser) -> None:
     def option(flag: str, text: str, **how: Any) -> None:
         default = DEFAULTS[flag[2:].replace("-", "_")]
-        shown = "" if default is None or default is False else f" (default: {default})"
+        shown = "" if default is None or default is False or default == [] else f" (default: {default})"
         made.add_argument(flag, help=text + shown, **how)
 
     option("--data", f"the data set: {', '.join(READERS)}", metavar="NAME")
@@ -272,6 +279,8 @@ def _training(made: argparse.ArgumentParser) -> None:
     option("--rule", f"how to learn: {', '.join(catalogue.RULES)}", metavar="NAME")
     option("--encoder", f"{', '.join(ENCODERS)}; with settings: poisson:rate=0.5 (default: from the data)", metavar="NAME")
     option("--num-steps", f"time steps per sample, T (default: the data's own, or {DEFAULT_STEPS})", type=_count, metavar="T")
+    line = "for recordings: every input once per delay, so many steps late, for example 0 8 16 24 (default: as it is)"
+    option("--delay-line", line, nargs="+", type=_steps, metavar="N")
     option("--epochs", "passes over the training data", type=_count, metavar="N")
     option("--batch-size", "samples per update (default: 128, fewer for small data)", type=_count, metavar="N")
     option("--learning-rate", "of the Adam optimiser, at the start (default: the rule's own)", type=_positive, metavar="X")

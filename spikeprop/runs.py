@@ -48,6 +48,7 @@ NEEDED = {"data", "data_root", "full_train", "encoder", "input_coding", "num_ste
 NEEDED |= {"beta", "threshold", "learning_rate", "temperature", "batch_size"}
 ADDED = {  # what later versions added to a configuration, as earlier ones had it
     "trace": "shared",
+    "delay_line": [],
     "noise": 0.0,
     "shift": 0,
     "flip": False,
@@ -114,7 +115,11 @@ class Run:
 def load_data(config: dict[str, Any], root: str | None = None) -> Data:
     """The data set that a configuration names."""
     return datasets.load(
-        config["data"], root or config["data_root"], full_train=config["full_train"], num_steps=config["num_steps"]
+        config["data"],
+        root or config["data_root"],
+        full_train=config["full_train"],
+        num_steps=config["num_steps"],
+        delays=config.get("delay_line", ()),
     )
 
 

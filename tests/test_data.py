@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -601,3 +602,29 @@ def test_bad_arrays_are_refused(arguments: dict[str, Any], message: str) -> None
 def test_bad_datasets_are_refused(dataset: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         data.from_datasets(dataset)
+
+
+def test_a_delay_line_brings_every_channel_once_per_delay() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = (torch.rand(3, 9, 2, 4, generator=generator) < 0.5).to(torch.uint8)
+    plain = data.from_arrays((inputs, torch.tensor([0, 1, 1])), temporal=True)
+    late = data.delay_line(plain, [0, 2, 8])
+    assert (late.input_shape, late.num_steps, late.train.inputs.dtype) == ((6, 4), 9, torch.uint8)
+    for index, delay in enumerate([0, 2, 8]):
+        own = late.train.inputs[:, :, 2 * index : 2 * index + 2]
+        assert not own[:, :delay].any()
+        for step in range(delay, 9):
+            assert torch.equal(own[:, step], inputs[:, step - delay])
+    assert late.test is None
+
+
+@pytest.mark.parametrize("delays", [[], [9], [-1], [1, 1], [0.5], [True]])
+def test_delays_that_are_none_are_refused(delays) -> None:
+    plain = data.from_arrays((np.zeros((3, 9, 2), np.uint8), [0, 1, 1]), temporal=True)
+    with pytest.raises(InputError, match=re.escape(f"delays = {delays} must be whole numbers from 0 to 8, each once")):
+        data.delay_line(plain, delays)
+
+
+def test_pictures_have_no_delay_line() -> None:
+    with pytest.raises(InputError, match="the inputs of digits have no time axis to be delayed on; leave the delays out"):
+        data.load("digits", delays=[0, 1])
