@@ -164,7 +164,7 @@ def _products(rows: Any, row: Any, found: Any) -> None:
 
 @free
 def _add_combination(total: Any, factors: Any, rows: Any) -> None:
-    """``total`` += the sum of ``factors[k] rows[k]``; four rows per pass, so that ``total`` is loaded and stored once for them."""
+    """``total`` += the sum of ``factors[k] rows[k]``; four rows per pass, so that ``total`` is stored once for them."""
     whole = rows.shape[0] // 4 * 4
     for k in range(0, whole, 4):
         f0, f1, f2, f3 = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
