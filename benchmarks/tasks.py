@@ -41,7 +41,10 @@ TASKS: dict[str, Settings] = {
         **{"beta": 1.0, "flip": True},
     },
     "nmnist": {"data": "nmnist", "model": "mlp:256,256", "num_steps": 20, "epochs": 100, "batch_size": 32, "shift": 1},
-    "braille": {"data": "braille", "model": "mlp:128,128", "num_steps": 256, "epochs": 60, "batch_size": 16},
+    "braille": {
+        **{"data": "braille", "model": "mlp:128,128", "num_steps": 256, "epochs": 60, "batch_size": 32},
+        **{"delays": [0, 8, 16, 24, 32, 40, 48, 56], "taus": [2, 20], "current_taus": [2, 100], "gain": 0.4},
+    },
 }
 RULES_OF_THE_TABLE = ("sigprop-surrogate", "sigprop-membrane", "sigprop-raw-membrane", "bptt", "shallow")
 # (task, rule, homeostasis): what validation chose, benchmarks/results/tuning-<task>.json. None: whatever the homeostasis.
