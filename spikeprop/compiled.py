@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import warnings
 from typing import Any
 
 import torch
@@ -11,21 +12,21 @@ from torch import Tensor
 
 
 @functools.cache
-def available() -> bool:
-    """Whether numba is installed."""
-    return importlib.util.find_spec("numba") is not None
+def loops() -> Any:
+    """The module, or None without numba. What it holds is compiled at its first call, once per machine (about ten seconds)."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    try:
+        from spikeprop import kernels
+    except ImportError as error:  # numba refuses a numpy that is newer than itself, for example
+        warnings.warn(f"numba is installed but does not work here ({error}); training is slower without it", stacklevel=2)
+        return None
+    return kernels
 
 
 def suits(*tensors: Tensor) -> bool:
     """Whether the loops can work on such tensors here."""
-    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors) and available()
-
-
-def loops() -> Any:
-    """The module, imported (and at first compiled) only when it is needed."""
-    from spikeprop import kernels
-
-    return kernels
+    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors) and loops() is not None
 
 
 def float32(value: float) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spikeprop import compiled
 from spikeprop.losses import SMALLEST_NORM, LocalLoss, SimilarityCrossEntropy
-from spikeprop.network import Layer
+from spikeprop.network import Layer, is_constant
 from spikeprop.neuron import LIF, NeuronState, State
 from spikeprop.surrogate import ATan, LearnOn, Membrane
 
@@ -68,7 +68,7 @@ def learn(
     """
     assert isinstance(loss, SimilarityCrossEntropy)
     steps, rows, batch = *drive.shape[:2], labels.shape[1]
-    neuron, constant = layer.neuron, drive.stride(0) == 0
+    neuron, constant = layer.neuron, is_constant(drive)
     numbers = torch.stack([_flat(part, layer) for part in (bias, neuron.alpha, neuron.beta, neuron.threshold)])
     has_current = bool((numbers[1] > 0.0).any())
     with torch.inference_mode(False):  # the state outlives the learning: it must be ordinary tensors

@@ -1,6 +1,7 @@
 """The compiled path of SigProp against the plain one, which is its definition."""
 
 import math
+import sys
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import spikeprop
 import spikeprop as sp
 from spikeprop import compiled, fused, traces
 from spikeprop.models import conv, heterogeneous, mlp
@@ -118,12 +120,22 @@ def test_what_it_does_not_have_takes_the_plain_path(rule, neuron, dtype, monkeyp
     rule.learn(network, rule.begin(rule.initial_state(network)), inputs.to(dtype), labels)
 
 
-def test_without_numba_the_plain_path_learns(monkeypatch) -> None:
-    monkeypatch.setattr(compiled, "available", lambda: False)
-    monkeypatch.setattr(fused, "learn", None)
+@pytest.mark.parametrize("broken", [False, True])
+def test_without_numba_the_plain_path_learns(broken, monkeypatch) -> None:
+    compiled.loops.cache_clear()
+    if broken:
+        monkeypatch.setitem(sys.modules, "spikeprop.kernels", None)
+        monkeypatch.delattr(spikeprop, "kernels", raising=False)
+        with pytest.warns(UserWarning, match="numba is installed but does not work here"):
+            assert compiled.loops() is None
+    else:
+        monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
     inputs, labels = batch_of(8, False, 0)
     network, rule = network_of("conv", sp.LIF(), 0), SigProp()
-    answer, _ = rule.learn(network, rule.begin(rule.initial_state(network)), inputs, labels)
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "learn", None)
+        answer, _ = rule.learn(network, rule.begin(rule.initial_state(network)), inputs, labels)
+    compiled.loops.cache_clear()
     assert torch.isfinite(answer.loss).all()
 
 
