@@ -2,7 +2,8 @@
 
 Chosen by what is computed, never by the user: float32 on a CPU, LIF neurons, class targets, and the losses and readings that
 :mod:`spikeprop.kernels` has. Everything else, and a machine without numba, takes the plain path, which is the definition: the
-spikes are the same bit for bit, the errors but for the order of float32 sums.
+spikes are the same bit for bit, the errors but for the order of float32 sums. Where products are computed in bfloat16
+(:func:`spikeprop.synapse.product_type`) their factors are written so at once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from spikeprop.losses import SMALLEST_NORM, LocalLoss, SimilarityCrossEntropy
 from spikeprop.network import Layer, is_constant
 from spikeprop.neuron import LIF, NeuronState, State
 from spikeprop.surrogate import ATan, LearnOn, Membrane
+from spikeprop.synapse import product_type
 
 
 class Local(NamedTuple):
@@ -29,6 +31,7 @@ class Local(NamedTuple):
     phi: Tensor  # what the loss read, summed over the steps and the input rows [m]
     activity: Tensor  # spikes summed over the steps and the input rows [*features]
     counts: Tensor | None  # spikes of the input rows summed over the steps [B, *features], if asked for
+    error_sum: Tensor | None = None  # the error summed over rows [k, *features], where it was summed already
 
 
 def fits(layer: Layer, learn_on: LearnOn, loss: LocalLoss, drive: Tensor) -> bool:
@@ -54,6 +57,7 @@ def learn(
     mean: Tensor | None,
     *,
     count: bool,
+    rounded: bool,
 ) -> Local:
     """k steps of a layer for which :func:`fits` holds.
 
@@ -65,6 +69,7 @@ def learn(
         bias: with the centring folded in.
         labels: ``[k, B]``.
         count: whether each row's spikes are counted.
+        rounded: whether the error only goes into products; it then comes in their type (:func:`product_type`).
     """
     assert isinstance(loss, SimilarityCrossEntropy)
     steps, rows, batch = *drive.shape[:2], labels.shape[1]
@@ -74,7 +79,9 @@ def learn(
     with torch.inference_mode(False):  # the state outlives the learning: it must be ordinary tensors
         moving = [_copy(part) if moves else part[:0] for part, moves in zip(state, (has_current, True), strict=True)]
     present = _channels_last(drive[:1] if constant else drive, 2)
-    spikes, error = (torch.empty(steps, *present.shape[1:]) for _ in range(2))
+    narrow = product_type(drive) == torch.bfloat16
+    spikes, narrow_spikes = _room(narrow, steps, present.shape[1:])
+    error, narrow_error = _room(narrow and rounded, steps, present.shape[1:])
 
     channels = layer.output_shape[0]
     places, shares = torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0)
@@ -83,7 +90,7 @@ def learn(
         shares, places = regions.topk(int((regions > 0).sum(1).max()), 1)
         size = channels * regions.shape[1]
     phi, activity = torch.zeros(size), torch.zeros(layer.rate.numel())
-    counts = torch.zeros(batch if count else 0, layer.rate.numel())
+    counts, error_sum = (torch.zeros(kept, layer.rate.numel()) for kept in (batch if count else 0, steps))
     unit = layer.neuron.unit
     kernels = compiled.loops()
     total = kernels.learn(
@@ -98,19 +105,26 @@ def learn(
         labels.contiguous().numpy(),
         (drive.new_zeros(0) if mean is None else _by_place(mean, channels)).numpy(),
         (compiled.float32(loss.temperature), loss.similarity == "cosine", compiled.float32(SMALLEST_NORM)),
-        *(part.view(steps, rows, -1).numpy() for part in (spikes, error)),
-        *(part.numpy() for part in (phi, activity, counts)),
+        *(part.flatten(2).numpy() for part in (spikes, error)),
+        *(part.flatten(2).view(torch.uint16).numpy() for part in (narrow_spikes, narrow_error)),
+        *(part.numpy() for part in (phi, activity, counts, error_sum)),
     )
     current = _channels_first(moving[0], 1) if has_current else state.current
     return Local(
         NeuronState(current, _channels_first(moving[1], 1)),
-        _channels_first(spikes, 2),
-        _channels_first(error, 2),
+        _channels_first(narrow_spikes if narrow else spikes, 2),
+        _channels_first(narrow_error if narrow and rounded else error, 2),
         drive.new_tensor(total),
         phi.view(-1, channels).T.reshape(-1),
         _channels_first(activity.view(*layer.output_shape[1:], channels), 0),
         _channels_first(counts.view(batch, *layer.output_shape[1:], channels), 1) if count else None,
+        _channels_first(error_sum.view(steps, *layer.output_shape[1:], channels), 1),
     )
+
+
+def _room(narrow: bool, steps: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """What the kernel writes in float32, and in bfloat16: a single step and all of them, or all steps and none."""
+    return torch.empty(1 if narrow else steps, *shape), torch.empty(steps if narrow else 0, *shape, dtype=torch.bfloat16)
 
 
 def _reading(learn_on: LearnOn, unit: float) -> tuple[Any, int, Any]:

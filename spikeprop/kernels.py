@@ -119,6 +119,22 @@ def apply_slope(before: Any, threshold: Any, unit: Any, option: int, width: Any,
             error[j] /= (x * x * curvature + width) * unit
 
 
+@exact
+def narrow(row: Any, out: Any) -> None:
+    """Float32 to the bits of bfloat16, rounded to nearest, ties to even."""
+    bits = row.view(np.uint32)
+    for j in range(bits.shape[0]):
+        out[j] = np.uint16((bits[j] + np.uint32(0x7FFF) + ((bits[j] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@exact
+def widen(row: Any, out: Any) -> None:
+    """The bits of bfloat16 to float32."""
+    bits = out.view(np.uint32)
+    for j in range(bits.shape[0]):
+        bits[j] = np.uint32(row[j]) << np.uint32(16)
+
+
 @free
 def _add_to(total: Any, row: Any) -> None:
     for j in range(row.shape[0]):
@@ -303,9 +319,12 @@ def learn(
     loss: Any,
     spikes: Any,
     error: Any,
+    narrow_spikes: Any,
+    narrow_error: Any,
     phi_sum: Any,
     activity: Any,
     counts: Any,
+    error_sum: Any,
 ) -> float:
     """k steps of a layer and its local loss; returns the loss summed over the steps.
 
@@ -321,12 +340,14 @@ def learn(
         mean: ``[m]``, see :func:`compare`.
         loss: temperature (float32), whether the similarity is the cosine, and the norm below which a row counts as zero
             (float32).
-        spikes, error: ``[k, R, n]``, written.
+        spikes, error: ``[k, R, n]`` float32, written; if the first axis has one entry only, it is a scratch for every step.
+        narrow_spikes, narrow_error: the same as bits of bfloat16, where they have entries.
         phi_sum ``[m]``, activity ``[n]``, counts ``[B, n]``: of the input rows, summed over steps, the first two over rows as
             well; added to. Counts without entries are not taken.
+        error_sum: ``[k, n]``: the error summed over rows; added to.
     """
-    steps, rows, size = spikes.shape
-    batch = labels.shape[1]
+    steps, batch = labels.shape
+    rows, size = spikes.shape[1:]
     unit, option, width = reading
     temperature, cosine, smallest = loss
     pools = places.shape[0] > 0
@@ -338,6 +359,8 @@ def learn(
     total = 0.0
     for step in range(steps):
         present = drive[step if drive.shape[0] > 1 else 0]
+        spiked = spikes[step if spikes.shape[0] > 1 else 0]
+        wrong = error[step if error.shape[0] > 1 else 0]
         for row in range(rows):
             for start in range(0, size, BLOCK):
                 stop = min(size, start + BLOCK)
@@ -352,41 +375,56 @@ def learn(
                     current[row, start:stop] if has_current else current[0, :0],
                     membrane[row, start:stop],
                     before[row, start:stop],
-                    spikes[step, row, start:stop],
+                    spiked[row, start:stop],
                 )
                 own = phi[start:stop] if pools else read[row, start:stop]
                 read_row(before[row, start:stop], threshold[start:stop], unit, option, width, own)
                 if row < batch:
-                    _add_to(activity[start:stop], spikes[step, row, start:stop])
+                    _add_to(activity[start:stop], spiked[row, start:stop])
                     if counts.shape[0] > 0:
-                        _add_to(counts[row, start:stop], spikes[step, row, start:stop])
+                        _add_to(counts[row, start:stop], spiked[row, start:stop])
             if pools:
                 _pool(phi, places, shares, channels, read[row])
+            if narrow_spikes.shape[0] > 0:
+                narrow(spiked[row], narrow_spikes[step, row])
         total += compare(read[:batch], read[batch:], labels[step], mean, temperature, cosine, smallest, phi_sum)
         for row in range(rows):
             if pools:
-                _spread(read[row], places, shares, channels, error[step, row])
+                _spread(read[row], places, shares, channels, wrong[row])
             else:
-                error[step, row] = read[row]
+                wrong[row] = read[row]
             for start in range(0, size, BLOCK):
                 stop = min(size, start + BLOCK)
-                apply_slope(before[row, start:stop], threshold[start:stop], unit, option, width, error[step, row, start:stop])
+                apply_slope(before[row, start:stop], threshold[start:stop], unit, option, width, wrong[row, start:stop])
+            _add_to(error_sum[step], wrong[row])
+            if narrow_error.shape[0] > 0:
+                narrow(wrong[row], narrow_error[step, row])
     return total
 
 
 @free
-def low_pass(x: Any, keep: Any, before: Any, filtered: Any) -> None:
-    """``filtered[t] = keep filtered[t-1] + x[t]`` for ``x [k, N]``; ``before [N]`` is what went before, or has no entries."""
-    for start in range(0, x.shape[1], BLOCK):
-        stop = min(x.shape[1], start + BLOCK)
-        for step in range(x.shape[0]):
-            present, now = x[step, start:stop], filtered[step, start:stop]
-            if step == 0 and before.shape[0] == 0:
-                now[:] = present
+def low_pass(x: Any, narrow_x: Any, keep: Any, last: Any, filtered: Any, narrow_filtered: Any) -> None:
+    """``y[t] = keep y[t-1] + x[t]`` for ``x [k, N]``, from ``last [N]``, which ends as y at the last step.
+
+    Input and output are float32 or bits of bfloat16, whichever arrays have entries.
+    """
+    steps, size = max(x.shape[0], narrow_x.shape[0]), last.shape[0]
+    wide = np.empty(min(size, BLOCK), np.float32)
+    for start in range(0, size, BLOCK):
+        stop = min(size, start + BLOCK)
+        now = last[start:stop]
+        for step in range(steps):
+            if narrow_x.shape[0] > 0:
+                present = wide[: stop - start]
+                widen(narrow_x[step, start:stop], present)
             else:
-                last = filtered[step - 1, start:stop] if step > 0 else before[start:stop]
-                for j in range(stop - start):
-                    now[j] = present[j] + keep * last[j]
+                present = x[step, start:stop]
+            for j in range(stop - start):
+                now[j] = present[j] + keep * now[j]
+            if narrow_filtered.shape[0] > 0:
+                narrow(now, narrow_filtered[step, start:stop])
+            else:
+                filtered[step, start:stop] = now
 
 
 @free

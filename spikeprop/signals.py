@@ -62,7 +62,7 @@ class TargetSynapse(Synapse):
         return (x @ self.weight.flatten(0, -2).T).unflatten(1, self.features)
 
     def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
-        return (error.flatten(1).T @ x).view_as(self.weight)
+        return (error.flatten(1).to(self.weight.dtype).T @ x.to(self.weight.dtype)).view_as(self.weight)
 
     def config(self) -> dict[str, Any]:
         return {

@@ -69,13 +69,15 @@ class Dense(Synapse):
         return (self.outputs,)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        x, weight = in_product_type(self.weight, x, self.weight)
+        return F.linear(x, weight).to(self.weight.dtype)
 
     def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
         return error @ self.weight
 
     def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
-        return error.T @ x
+        error, x = in_product_type(self.weight, error, x)
+        return (error.T @ x).to(self.weight.dtype)
 
     def config(self) -> dict[str, Any]:
         return {"type": "Dense", "inputs": self.inputs, "outputs": self.outputs}
@@ -123,33 +125,40 @@ class Conv2d(Synapse):
         return (self.arguments["channels_out"], height, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        low = _product_type(x)
-        return F.conv2d(x.to(low), self.weight.to(low), None, *self.how).to(x.dtype)
+        x, weight = in_product_type(self.weight, x, self.weight)
+        return F.conv2d(x, weight, None, *self.how).to(self.weight.dtype)
 
     def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
         return conv2d_input((len(error), *input_shape), self.weight, error, *self.how)
 
     def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
-        low = _product_type(x)
-        return conv2d_weight(x.to(low), self.weight.shape, error.to(low), *self.how).to(x.dtype)
+        error, x = in_product_type(self.weight, error, x)
+        return conv2d_weight(x, self.weight.shape, error, *self.how).to(self.weight.dtype)
 
     def config(self) -> dict[str, Any]:
         return {"type": "Conv2d", **self.arguments}
 
 
-def _product_type(x: Tensor) -> torch.dtype:
-    """The type to convolve in: that of x, or bfloat16 where ``torch.set_float32_matmul_precision("medium")`` allows it.
+def product_type(weight: Tensor) -> torch.dtype:
+    """The type that products are computed in: the weight's, or bfloat16 where it is float32 and
+    ``torch.set_float32_matmul_precision("medium")`` allows it.
 
-    As torch does to matrix products, and as there only where the processor is built for it. (torch's own switch for
-    convolutions, ``torch.backends.mkldnn.conv.fp32_precision``, rounds as much and takes longer.)
+    That is what torch itself says of "medium", done where the processor is built for it. (On CPUs torch does less for matrix
+    products. Its own switch for convolutions, ``torch.backends.mkldnn.conv.fp32_precision``, rounds as much and takes longer.)
     """
-    if x.dtype != torch.float32 or x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return x.dtype
+    if weight.dtype != torch.float32 or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return weight.dtype
     try:
         medium = torch.get_float32_matmul_precision() == "medium"
     except RuntimeError:  # precision was set by torch's newer switches, which this one cannot be read beside
-        return x.dtype
-    return torch.bfloat16 if medium and torch.ops.mkldnn._is_mkldnn_bf16_supported() else x.dtype
+        return weight.dtype
+    return torch.bfloat16 if medium and torch.ops.mkldnn._is_mkldnn_bf16_supported() else weight.dtype
+
+
+def in_product_type(weight: Tensor, *factors: Tensor) -> list[Tensor]:
+    """Factors of a product with that weight, or of its gradient, as they are multiplied; spikes lose nothing by it."""
+    low = product_type(weight)
+    return list(factors) if low == weight.dtype else [factor.to(low) for factor in factors]
 
 
 class AvgPool2d(Synapse):

@@ -18,7 +18,7 @@ activity. Three forms:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from torch import Tensor
 from spikeprop import compiled
 from spikeprop.network import Layer, is_constant
 from spikeprop.neuron import Neuron
-from spikeprop.synapse import Chain, Synapse
+from spikeprop.synapse import Chain, Synapse, product_type
 
 
 class Source(NamedTuple):
@@ -37,13 +37,22 @@ class Source(NamedTuple):
 
 
 class Eligibility:
-    """Collects, over an update window, what a layer's errors ask of its synapses and of its bias."""
+    """Collects, over an update window, what a layer's errors ask of its synapses and of its bias.
+
+    Attributes:
+        rounds: whether errors and inputs only go into products, so that they may come in the products' type.
+    """
+
+    rounds = False
 
     def __init__(self, layer: Layer, sources: list[Source]) -> None:
         self.layer, self.sources = layer, sources
 
-    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor) -> None:
-        """Take in k steps: per source ``[k, rows, *input_shape]``; error and spikes ``[k, R, *output_shape]``."""
+    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor, error_sum: Tensor | None = None) -> None:
+        """Take in k steps: per source ``[k, rows, *input_shape]``; error and spikes ``[k, R, *output_shape]``.
+
+        ``error_sum``: the error summed over rows, where that is known.
+        """
         raise NotImplementedError
 
     def collect(self) -> tuple[list[Tensor], Tensor]:
@@ -51,19 +60,34 @@ class Eligibility:
         raise NotImplementedError
 
 
-def low_pass(x: Tensor, keep: float, before: Tensor | None) -> Tensor:
-    """y[t] = keep y[t-1] + x[t] along the first axis, from y[-1] = before (None: from rest)."""
+def low_pass(x: Tensor, keep: float, before: Tensor | None, into: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """y[t] = keep y[t-1] + x[t] along the first axis, from y[-1] = before (None: from rest).
+
+    Returns y in the type ``into`` (by default that of x) and its last step, exactly.
+    """
+    exact = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
     if keep == 0.0:
-        return x
-    filtered = torch.empty_like(x)
-    laid = [in_memory(part) for part in (x, filtered, x[:1] if before is None else before.unsqueeze(0))]
-    if compiled.suits(x) and all(part.is_contiguous() for part in laid) and len({part.shape[1:] for part in laid}) == 1:
-        present, out, start = (part.flatten(1).numpy() for part in laid)
-        compiled.loops().low_pass(present, compiled.float32(keep), start[0, : 0 if before is None else None], out)
-        return filtered
+        return x, x[-1].to(exact, copy=True)
+    last = torch.zeros_like(x[0], dtype=exact) if before is None else before.clone()
+    filtered = torch.empty_like(x, dtype=into or x.dtype)
+    laid = [in_memory(part) for part in (x, filtered, last.unsqueeze(0))]
+    types = {x.dtype, filtered.dtype}
+    whole = all(part.is_contiguous() for part in laid) and len({part.shape[1:] for part in laid}) == 1
+    if types <= {torch.float32, torch.bfloat16} and compiled.suits(last) and whole:
+        present, out, state = (part.flatten(1) for part in laid)
+        compiled.loops().low_pass(*_by_width(present), compiled.float32(keep), state[0].numpy(), *_by_width(out))
+        return filtered, last
     for present, out in zip(x, filtered, strict=True):
-        before = out.copy_(present) if before is None else torch.add(present, before, alpha=keep, out=out)
-    return filtered
+        last = torch.add(present.to(exact), last, alpha=keep)
+        out.copy_(last)
+    return filtered, last
+
+
+def _by_width(x: Tensor) -> tuple[Any, Any]:
+    """``[k, N]`` as float32 and as the bits of bfloat16; the one that it is not has no entries."""
+    narrow = x.dtype == torch.bfloat16
+    none = torch.empty(0, x.shape[1], dtype=torch.float32 if narrow else torch.uint16).numpy()
+    return (none, x.view(torch.uint16).numpy()) if narrow else (x.numpy(), none)
 
 
 def in_memory(x: Tensor) -> Tensor:
@@ -134,6 +158,8 @@ def scan_back(neuron: Neuron, error: Tensor, spikes: Tensor, *, gated: bool) -> 
 class SharedTrace(Eligibility):
     """The forward trace, shared by all neurons of a layer. Needs one alpha and one beta per layer."""
 
+    rounds = True
+
     def __init__(self, layer: Layer, sources: list[Source]) -> None:
         super().__init__(layer, sources)
         self.alpha, self.beta = float(layer.neuron.alpha), float(layer.neuron.beta)
@@ -151,8 +177,7 @@ class SharedTrace(Eligibility):
         Returns the filter's response to a constant 1 (the bias's trace) per step ``[k]``, and each source's traces ``[k, rows,
         *input_shape]``, or None where the input is constant from rest and its trace is just the response times the input.
         """
-        response = low_pass(torch.ones(steps, dtype=torch.float64), self.beta, self.bias_trace)
-        self.bias_trace = response[-1].clone()
+        response, self.bias_trace = low_pass(torch.ones(steps, dtype=torch.float64), self.beta, self.bias_trace)
         followed: list[Tensor | None] = []
         for index, x in enumerate(inputs):
             before = self.traces[index]
@@ -161,16 +186,19 @@ class SharedTrace(Eligibility):
                 self.traces[index] = (x[0], x[0] * float(response[-1]))
             else:
                 current, trace = before or (None, None)
-                currents = low_pass(x, self.alpha, current)
-                traces = low_pass(currents, self.beta, trace)
+                weight = self.sources[index].synapse.weight
+                exact, low = (x.dtype, x.dtype) if weight is None else (weight.dtype, product_type(weight))
+                currents, current = low_pass(x, self.alpha, current, exact)
+                traces, trace = low_pass(currents, self.beta, trace, low)
                 followed.append(traces)
-                self.traces[index] = (currents[-1].clone(), traces[-1].clone())
+                self.traces[index] = (current, trace)
         return response, followed
 
-    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor) -> None:
+    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor, error_sum: Tensor | None = None) -> None:
         response, followed = self.follow(inputs, len(error))
+        error_sum = over_rows(error) if error_sum is None else error_sum
+        self.bias_gradient = self.bias_gradient + torch.tensordot(response.to(error_sum), error_sum, 1)
         response = response.to(error)
-        self.bias_gradient = self.bias_gradient + torch.tensordot(response, over_rows(error), 1)
         weighted = over_steps(response, error) if any(traces is None for traces in followed) else error[:0]
         for index, (source, x, traces) in enumerate(zip(self.sources, inputs, followed, strict=True)):
             if source.synapse.weight is None:
@@ -204,7 +232,7 @@ class WindowTrace(Eligibility):
         if not isinstance(neuron.alpha, Tensor) and not isinstance(neuron.beta, Tensor):
             self.before = SharedTrace(layer, sources)
 
-    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor) -> None:
+    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor, error_sum: Tensor | None = None) -> None:
         self.window.append((inputs, error, spikes))
 
     def collect(self) -> tuple[list[Tensor], Tensor]:
@@ -213,7 +241,7 @@ class WindowTrace(Eligibility):
             for parts in zip(*(entry[0] for entry in self.window), strict=True)
         ]
         error = torch.cat([entry[1] for entry in self.window])
-        spikes = torch.cat([entry[2] for entry in self.window])
+        spikes = torch.cat([entry[2] for entry in self.window]).to(error.dtype)
         self.window = []
         responsible, bias_gradient, later = scan_back(self.layer.neuron, error, spikes, gated=self.gated)
         gradients = []

@@ -214,13 +214,14 @@ class SigProp(Rule):
             before, mean = stream.neurons[index], means[index] if batch == 1 else None
             at = (layer, self.learn_on, self.loss, stream.regions[index], before, drive, network.fold_bias(index))
             if not network.regression and fused.fits(layer, self.learn_on, self.loss, drive):
-                found = fused.learn(*at, labels, mean, count=index == len(network.layers) - 1)
+                last, rounded = index == len(network.layers) - 1, stream.eligibilities[index].rounds
+                found = fused.learn(*at, labels, mean, count=last, rounded=rounded)
             else:
                 found = learn_locally(*at, labels, mean)
             stream.neurons[index], spikes = found.state, found.spikes
             if layer.recurrent is not None:
                 sources.append(spikes_before(before, spikes))
-            stream.eligibilities[index].observe(sources, found.error, spikes)
+            stream.eligibilities[index].observe(sources, found.error, spikes, found.error_sum)
 
             losses.append(found.loss)
             activities.append(found.activity)
