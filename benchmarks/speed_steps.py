@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import spikeprop as sp
 from spikeprop.catalogue import RULES
-from spikeprop.models import conv, mlp
+from spikeprop.models import mlp
 
 BETA, THRESHOLD, CLASSES = 0.9, 1.0, 10
 Step = Callable[[], Any]
@@ -63,7 +63,13 @@ def spikeprop_step(work: Work, rule_name: str, **changed: Any) -> Step:
     if work.kind == "mlp":
         network = mlp((784,), work.widths()[1:], CLASSES, neuron=neuron)
     else:
-        network = conv((1, 28, 28), (32, 64), CLASSES, kernel_size=5, stride=1, pool=2, hidden=(), neuron=neuron)
+        layers = [
+            (sp.Chain(sp.Conv2d(before, after, 5, padding=2), sp.AvgPool2d(2)), sp.LIF(BETA, THRESHOLD))
+            for before, after in ((1, 32), (32, 64))
+        ]
+        network = sp.Network((1, 28, 28), layers, CLASSES)
+        for layer in network.layers:
+            layer.bias.add_(THRESHOLD * (1.0 - BETA))
     network.input_mean.fill_(work.density)
     rule: Any = replace(RULES[rule_name], **changed)  # type: ignore[type-var]
     state = rule.initial_state(network, generator=torch.Generator().manual_seed(0))

@@ -135,6 +135,29 @@ class Conv2d(Synapse):
         error, x = in_product_type(self.weight, error, x)
         return conv2d_weight(x, self.weight.shape, error, *self.how).to(self.weight.dtype)
 
+    def then_pooled(self, x: Tensor, size: int) -> Tensor:
+        """This map and then means over ``size x size`` windows, for strides of 1: one strided convolution with a larger kernel.
+
+        A mean over shifted outputs is what one kernel gives that is the mean of the shifted kernels; it takes 1 / size^2 of the
+        places.
+        """
+        kernel = self._spread(self.weight, size)
+        x, kernel = in_product_type(self.weight, x, kernel)
+        return F.conv2d(x, kernel, None, size, *self.how[1:]).to(self.weight.dtype)
+
+    def weight_gradient_then_pooled(self, error: Tensor, x: Tensor, size: int) -> Tensor:
+        """:meth:`weight_gradient`, of an error at the pooled outputs."""
+        error, x = in_product_type(self.weight, error, x)
+        extent = self.weight.shape[-1] + size - 1
+        shape = (*self.weight.shape[:2], extent, extent)
+        gradient = conv2d_weight(x, shape, error, size, *self.how[1:]).to(self.weight.dtype)
+        return F.avg_pool2d(gradient, size, 1)
+
+    @staticmethod
+    def _spread(kernel: Tensor, size: int) -> Tensor:
+        """The mean of ``size x size`` shifted copies ``[out, in, k + size - 1, k + size - 1]``."""
+        return F.avg_pool2d(F.pad(kernel, (size - 1,) * 4), size, 1)
+
     def config(self) -> dict[str, Any]:
         return {"type": "Conv2d", **self.arguments}
 
@@ -222,6 +245,13 @@ class Chain(Synapse):
         if self.weighted is not None:
             self.fan_in = parts[self.weighted].fan_in
 
+    def _pools(self, index: int) -> int | None:
+        """The size of the windows, if part ``index`` is a convolution of stride 1 whose outputs are then averaged."""
+        if index + 1 >= len(self.parts):
+            return None
+        part, after = self.parts[index], self.parts[index + 1]
+        return after.size if isinstance(part, Conv2d) and isinstance(after, AvgPool2d) and part.how[0] == 1 else None
+
     @property
     def weight(self) -> nn.Parameter | None:  # type: ignore[override]
         return None if self.weighted is None else self.parts[self.weighted].weight  # type: ignore[return-value]
@@ -236,8 +266,14 @@ class Chain(Synapse):
         return shapes
 
     def forward(self, x: Tensor) -> Tensor:
-        for part in self.parts:
-            x = part(x)
+        parts = iter(enumerate(self.parts))
+        for index, part in parts:
+            size = self._pools(index)
+            if size is None:
+                x = part(x)
+            else:
+                x = part.then_pooled(x, size)  # type: ignore[operator]
+                next(parts)
         return x
 
     def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
@@ -253,8 +289,11 @@ class Chain(Synapse):
         shapes = self._shapes(tuple(x.shape[1:]))
         for part in self.parts[: self.weighted]:
             x = part(x)
-        error = self._pull_back(error, shapes, self.weighted + 1)
-        return self.parts[self.weighted].weight_gradient(error, x)  # type: ignore[operator]
+        own, size = self.parts[self.weighted], self._pools(self.weighted)
+        error = self._pull_back(error, shapes, self.weighted + (1 if size is None else 2))
+        if size is not None:
+            return own.weight_gradient_then_pooled(error, x, size)  # type: ignore[operator]
+        return own.weight_gradient(error, x)  # type: ignore[operator]
 
     def config(self) -> dict[str, Any]:
         return {"type": "Chain", "parts": [part.config() for part in self.parts]}  # type: ignore[operator]

@@ -215,3 +215,16 @@ def test_convolutions_are_rounded_only_where_medium_precision_allows_it() -> Non
     for low, high in zip(rough, fine, strict=True):
         assert low.dtype == torch.float32
         assert float((low - high).norm()) < 2**-7 * float(high.norm())
+
+
+@pytest.mark.parametrize(("size", "groups", "padding", "extent"), [(2, 1, 2, 9), (2, 2, 0, 10), (3, 1, 1, 12)])
+def test_a_mean_after_a_convolution_is_part_of_its_kernel(size, groups, padding, extent) -> None:
+    generator = torch.Generator().manual_seed(0)
+    convolution = sp.Conv2d(4, 6, 5, padding=padding, groups=groups, generator=generator).double()
+    together = sp.Chain(convolution, sp.AvgPool2d(size))
+    x = torch.randn(3, 4, extent, extent, generator=generator, dtype=torch.float64)
+    drive = F.avg_pool2d(F.conv2d(x, convolution.weight, padding=padding, groups=groups), size)
+    torch.testing.assert_close(together(x), drive)
+    error = torch.randn(drive.shape, generator=generator, dtype=torch.float64)
+    apart = convolution.weight_gradient(sp.AvgPool2d(size).adjoint(error, convolution(x).shape[1:]), x)
+    torch.testing.assert_close(together.weight_gradient(error, x), apart)
