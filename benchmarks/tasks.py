@@ -66,6 +66,11 @@ CHOSEN: dict[tuple[str, str, str | None], Settings] = {
     ("nmnist", "sigprop-surrogate", None): {"learning_rate": 2e-3, "trace": "exact"},
     ("nmnist", "sigprop-membrane", None): {"learning_rate": 2e-3, "trace": "exact"},
     ("nmnist", "bptt", None): {"learning_rate": 4e-3},
+    # Batches of 32 move the rates less: four times the strength, and a ceiling that keeps what remains below 0.15.
+    ("braille", "sigprop-surrogate", None): {"learning_rate": 2e-3, "band_strength": 0.08, "band_highest": 0.14},
+    ("braille", "sigprop-membrane", None): {"learning_rate": 2e-3, "band_strength": 0.08, "band_highest": 0.14},
+    ("braille", "sigprop-raw-membrane", None): {"learning_rate": 2e-3, "band_strength": 0.08, "band_highest": 0.14},
+    ("braille", "bptt", None): {"learning_rate": 4e-3},
 }
 
 

@@ -34,6 +34,19 @@ class Local(NamedTuple):
     error_sum: Tensor | None = None  # the error summed over rows [k, *features], where it was summed already
 
 
+def laid_out(x: Tensor) -> Tensor:
+    """Maps ``[k, R, C, H, W]`` with their channels last in memory, as this module and convolutions on CPUs work on them.
+
+    A convolution answers in the layout of its input; to turn its output over would take longer than to compute it.
+    """
+    if x.dim() != 5 or x.device.type != "cpu":
+        return x
+    if x.shape[2] == 1:  # the same memory under other strides
+        return x.as_strided(x.shape, (*x.stride()[:2], 1, *x.stride()[3:]))
+    seen = x[:1] if is_constant(x) else x
+    return seen.movedim(2, -1).contiguous().movedim(-1, 2).expand_as(x)
+
+
 def fits(layer: Layer, learn_on: LearnOn, loss: LocalLoss, drive: Tensor) -> bool:
     """Whether :func:`learn` can take the place of the plain path."""
     return (

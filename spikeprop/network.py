@@ -16,7 +16,7 @@ from spikeprop.errors import InputError
 from spikeprop.neuron import Activity, Arithmetic, Neuron, RecurrentState, State, neuron_from_config
 from spikeprop.readout import Readout
 from spikeprop.signals import TargetSynapse
-from spikeprop.synapse import Shape, Synapse, synapse_from_config
+from spikeprop.synapse import Shape, Synapse, channels_last_if_one, synapse_from_config
 
 
 def is_constant(inputs: Tensor) -> bool:
@@ -66,7 +66,10 @@ class Layer(nn.Module):
         steps, batch = inputs.shape[:2]
         if is_constant(inputs):
             return self.synapse(inputs[0]).expand(steps, batch, *self.output_shape)
-        return self.synapse(inputs.flatten(0, 1)).unflatten(0, (steps, batch))
+        rows = inputs.flatten(0, 1)
+        if rows.dim() == 4:  # flattening forgets the place of a single channel
+            rows = channels_last_if_one(rows, inputs.stride(2) == 1)
+        return self.synapse(rows).unflatten(0, (steps, batch))
 
     def weights(self) -> list[Tensor]:
         """What learning changes: the weights of the synapse (if it has any) and of the recurrent one, then the bias."""

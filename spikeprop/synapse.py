@@ -132,7 +132,7 @@ class Conv2d(Synapse):
         return conv2d_input((len(error), *input_shape), self.weight, error, *self.how)
 
     def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
-        error, x = in_product_type(self.weight, error, x)
+        error, x = in_product_type(self.weight, error, channels_last_if_one(x, error.stride(1) == 1))
         return conv2d_weight(x, self.weight.shape, error, *self.how).to(self.weight.dtype)
 
     def then_pooled(self, x: Tensor, size: int) -> Tensor:
@@ -147,7 +147,7 @@ class Conv2d(Synapse):
 
     def weight_gradient_then_pooled(self, error: Tensor, x: Tensor, size: int) -> Tensor:
         """:meth:`weight_gradient`, of an error at the pooled outputs."""
-        error, x = in_product_type(self.weight, error, x)
+        error, x = in_product_type(self.weight, error, channels_last_if_one(x, error.stride(1) == 1))
         extent = self.weight.shape[-1] + size - 1
         shape = (*self.weight.shape[:2], extent, extent)
         gradient = conv2d_weight(x, shape, error, size, *self.how[1:]).to(self.weight.dtype)
@@ -160,6 +160,16 @@ class Conv2d(Synapse):
 
     def config(self) -> dict[str, Any]:
         return {"type": "Conv2d", **self.arguments}
+
+
+def channels_last_if_one(rows: Tensor, wanted: bool = True) -> Tensor:
+    """Maps ``[N, 1, H, W]`` under the strides that tell torch their (only) channel lies last, others as they are.
+
+    A convolution works in the layout of its input, and turns its other factor over if that lies otherwise.
+    """
+    if not wanted or rows.shape[1] != 1:
+        return rows
+    return rows.as_strided(rows.shape, (rows.stride(0), 1, *rows.stride()[2:]))
 
 
 def product_type(weight: Tensor) -> torch.dtype:

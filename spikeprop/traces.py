@@ -199,12 +199,11 @@ class SharedTrace(Eligibility):
         error_sum = over_rows(error) if error_sum is None else error_sum
         self.bias_gradient = self.bias_gradient + torch.tensordot(response.to(error_sum), error_sum, 1)
         response = response.to(error)
-        weighted = over_steps(response, error) if any(traces is None for traces in followed) else error[:0]
         for index, (source, x, traces) in enumerate(zip(self.sources, inputs, followed, strict=True)):
             if source.synapse.weight is None:
                 continue
             if traces is None:  # one product serves all steps
-                gradient = source.synapse.weight_gradient(weighted[source.rows], x[0])
+                gradient = source.synapse.weight_gradient(over_steps(response, error[:, source.rows]), x[0])
             else:
                 gradient = source.synapse.weight_gradient(error[:, source.rows].flatten(0, 1), traces.flatten(0, 1))
             self.gradients[index] = gradient.add_(self.gradients[index])

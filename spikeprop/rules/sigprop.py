@@ -204,7 +204,8 @@ class SigProp(Rule):
             targets = torch.eye(network.outputs, dtype=x.dtype, device=x.device)
         losses, activities = [], []
         for index, layer in enumerate(network.layers):
-            x = with_mean_rows(x, network.input_mean, len(targets)) if index == 0 else x
+            if index == 0:
+                x = fused.laid_out(with_mean_rows(x, network.input_mean, len(targets)))
             drive, sources = layer.drive(x), [x]
             if index == 0:
                 drive = drive[:1].clone() if is_constant(x) else drive
