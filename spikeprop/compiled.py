@@ -18,7 +18,7 @@ def loops() -> Any:
         return None
     try:
         from spikeprop import kernels
-    except ImportError as error:  # numba refuses a numpy that is newer than itself, for example
+    except (ImportError, RuntimeError) as error:  # a numpy newer than numba knows, or no folder to keep compiled code in
         warnings.warn(f"numba is installed but does not work here ({error}); training is slower without it", stacklevel=2)
         return None
     return kernels

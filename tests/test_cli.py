@@ -142,6 +142,19 @@ def test_diagnose_over_other_data(tmp_path, capsys, data_root):
     assert "the inputs have shape (355, 1, 8, 8)" in refused(capsys, "diagnose", out, "--data", "digits")
 
 
+def test_a_delay_line_is_part_of_the_run(tmp_path, capsys, data_root):
+    out, small = tmp_path / "run", ["--model", "mlp:8", "--epochs", "1", "--rule", "shallow"]
+    line = ["--delay-line", "0", "8"]
+    assert call(capsys, "train", "--data", "braille", "--data-root", data_root, *line, *small, "--out", out)[0] == 0
+    run = runs.load_run(out)
+    assert run.config["delay_line"] == [0, 8] and run.network.input_shape == (24,)
+    assert run.data(data_root).input_shape == (24,)
+    assert call(capsys, "simulate", out, "--samples", 3)[0] == 0
+    again = tmp_path / "again"
+    assert call(capsys, "train", "--start-from", out, "--epochs", 1, "--out", again)[0] == 0
+    assert runs.load_run(again).network.input_shape == (24,)
+
+
 def test_diagnose_where_the_start_of_a_training_is_gone(run, tmp_path, capsys):
     start = Path(shutil.copytree(run, tmp_path / "start"))
     out = tmp_path / "on"
