@@ -2,7 +2,7 @@
 
 Each maker returns a function that makes one whole step: from rest through the sequence, loss, gradients, one step of Adam. All
 get spikes ``[T, B, *features]`` and class labels ``[B]``. LIF neurons with decay 0.9, threshold 1 and reset to zero (each
-library's own class), the derivative of the arctangent in place of the spike's, which the reset does not carry,
+library's own class), the derivative of the arctangent (Norse: SuperSpike's) in place of the spike's,
 and the last layer's mean activity through a linear readout.
 """
 
@@ -110,6 +110,12 @@ class _Scan(torch.autograd.Function):
         return at_membrane
 
 
+def folded(weight: Tensor) -> Tensor:
+    """A kernel whose strided convolution is that of ``weight`` followed by means of 2 x 2."""
+    mean = weight.new_full((1, 1, 2, 2), 0.25)
+    return F.conv2d(weight.flatten(0, 1).unsqueeze(1), mean, padding=1).view(*weight.shape[:2], 6, 6)
+
+
 def by_hand_step(work: Work, dtype: torch.dtype) -> Step:
     """BPTT layer by layer, products in ``dtype``, neurons in float32; averages folded into strided convolutions."""
     x, labels = work.inputs()
@@ -128,11 +134,6 @@ def by_hand_step(work: Work, dtype: torch.dtype) -> Step:
     parameters = [*weights, *biases, readout]
     optimizer = adam(parameters)
     x = x.to(dtype)
-
-    def folded(weight: Tensor) -> Tensor:
-        """A kernel whose strided convolution is that of ``weight`` followed by means of 2 x 2."""
-        mean = weight.new_full((1, 1, 2, 2), 0.25)
-        return F.conv2d(weight.flatten(0, 1).unsqueeze(1), mean, padding=1).view(*weight.shape[:2], 6, 6)
 
     def step() -> None:
         spikes = x
@@ -198,13 +199,17 @@ def snntorch_step(work: Work) -> Step:
 
 
 def norse_step(work: Work) -> Step:
+    """Its neurons take a tenth of their drive per step, which ten times the weights make up for; SuperSpike's derivative."""
     from norse.torch import LIFBoxCell, LIFBoxParameters
 
     x, labels = work.inputs()
-    parameters = LIFBoxParameters(
-        tau_mem_inv=torch.tensor(100.0), v_th=torch.tensor(THRESHOLD), method="super", alpha=torch.tensor(100.0)
-    )
-    layers = _layers(work, lambda: LIFBoxCell(parameters, dt=0.001))
+    rate, dt = 100.0, 0.001
+    how = {"tau_mem_inv": torch.tensor(rate), "v_th": torch.tensor(THRESHOLD)}
+    parameters = LIFBoxParameters(**how, method="super", alpha=torch.tensor(10.0))
+    layers = _layers(work, lambda: LIFBoxCell(parameters, dt=dt))
+    with torch.no_grad():
+        for parameter in layers[:-1].parameters():
+            parameter.div_(rate * dt)
     optimizer = adam(layers.parameters())
 
     def step() -> None:
