@@ -70,7 +70,8 @@ CHOSEN: dict[tuple[str, str, str | None], Settings] = {
     ("braille", "sigprop-surrogate", None): {"learning_rate": 2e-3, "band_strength": 0.08, "band_highest": 0.14},
     ("braille", "sigprop-membrane", None): {"learning_rate": 2e-3, "band_strength": 0.08, "band_highest": 0.14},
     ("braille", "sigprop-raw-membrane", None): {"learning_rate": 2e-3, "band_strength": 0.08, "band_highest": 0.14},
-    ("braille", "bptt", None): {"learning_rate": 4e-3},
+    ("braille", "bptt", "off"): {"learning_rate": 8e-3},
+    ("braille", "bptt", "on"): {"learning_rate": 4e-3},
 }
 
 
