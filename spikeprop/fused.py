@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spikeprop import compiled
-from spikeprop.losses import SMALLEST_NORM, LocalLoss, SimilarityCrossEntropy
+from spikeprop.losses import LocalLoss, SimilarityCrossEntropy, smallest_norm
 from spikeprop.network import Layer, is_constant
 from spikeprop.neuron import LIF, NeuronState, State
 from spikeprop.surrogate import ATan, LearnOn, Membrane
@@ -117,7 +117,7 @@ def learn(
         shares.numpy(),
         labels.contiguous().numpy(),
         (drive.new_zeros(0) if mean is None else _by_place(mean, channels)).numpy(),
-        (compiled.float32(loss.temperature), loss.similarity == "cosine", compiled.float32(SMALLEST_NORM)),
+        (compiled.float32(loss.temperature), loss.similarity == "cosine", compiled.float32(smallest_norm(size))),
         *(part.flatten(2).numpy() for part in (spikes, error)),
         *(part.flatten(2).view(torch.uint16).numpy() for part in (narrow_spikes, narrow_error)),
         *(part.numpy() for part in (phi, activity, counts, error_sum)),

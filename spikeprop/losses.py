@@ -17,7 +17,7 @@ from torch import Tensor
 from spikeprop.errors import InputError
 
 Gradients = tuple[Tensor, Tensor, Tensor]
-SMALLEST_NORM = 1e-5  # below it lies the rounding of float32: such a row counts as zero, without a direction to learn
+SMALLEST_DEVIATION = 1e-4  # thresholds (root mean square) from the mean, below which a row is noise and has no direction
 
 
 class LocalLoss:
@@ -33,7 +33,12 @@ class LocalLoss:
 def inverse_norm(rows: Tensor) -> Tensor:
     """What makes unit vectors of rows, ``[..., rows, 1]``; 0 for rows without a direction."""
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return norm.reciprocal().masked_fill_(norm < SMALLEST_NORM, 0.0)
+    return norm.reciprocal().masked_fill_(norm < smallest_norm(rows.shape[-1]), 0.0)
+
+
+def smallest_norm(size: int) -> float:
+    """Of a row of that many numbers that has a direction."""
+    return SMALLEST_DEVIATION * size**0.5
 
 
 def through_norm(gradient: Tensor, rows: Tensor, inverse: Tensor, along: Tensor) -> Tensor:

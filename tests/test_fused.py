@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 import torch
@@ -51,22 +50,21 @@ def batch_of(size: int, constant: bool, seed: int) -> tuple[Tensor, Tensor]:
     return x[:1].expand_as(x) if constant else x, torch.randint(0, CLASSES, (size,), generator=generator)
 
 
-def locals_of(network: Network, rule: SigProp, inputs: Tensor, labels: Tensor, monkeypatch, *, fast: bool) -> list[fused.Local]:
-    """What every layer's own learning saw in the first window; all of it by one path."""
-    found = []
+def both_ways(network: Network, rule: SigProp, inputs: Tensor, labels: Tensor) -> list[tuple[fused.Local, fused.Local]]:
+    """What every layer's own learning finds by the compiled path, and by the plain one from the same drive and state."""
+    found, compiled_learn = [], fused.learn
 
-    def kept(learn, *arguments, **options):
-        found.append(learn(*arguments, **options))
-        return found[-1]
+    def twice(*arguments, **options):
+        fast = compiled_learn(*arguments, **options)
+        with matmul_precision("highest"):  # the plain path's loss is made of products, too
+            found.append((fast, sigprop.learn_locally(*arguments)))
+        return fast
 
-    with monkeypatch.context() as patch:
-        if not fast:
-            patch.setattr(fused, "fits", lambda *arguments: False)
-        patch.setattr(fused, "learn", partial(kept, fused.learn))
-        patch.setattr(sigprop, "learn_locally", partial(kept, sigprop.learn_locally) if not fast else None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "learn", twice)
         state = rule.begin(rule.initial_state(network, generator=torch.Generator().manual_seed(0)))
         rule.learn(network, state, inputs, labels)
-    return found[: len(network.layers)]
+    return found
 
 
 @settings(deadline=None)  # the first case waits for the compiler
@@ -94,30 +92,30 @@ def test_it_computes_what_the_plain_path_computes(
     loss = sp.SimilarityCrossEntropy(similarity=similarity)
     rule = SigProp(learn_on, loss, regions=regions, update_every=window)
     inputs, labels = batch_of(size, constant, seed)
-    both = []
-    for fast in (True, False):
-        network = network_of(kind, neuron, seed)
-        network.input_mean.copy_(inputs.mean((0, 1)))
-        with pytest.MonkeyPatch.context() as patch, matmul_precision(precision):
-            both.append(locals_of(network, rule, inputs, labels, patch, fast=fast))
-    for fast, plain in zip(*both, strict=True):
+    network = network_of(kind, neuron, seed)
+    network.input_mean.copy_(inputs.mean((0, 1)))
+    with matmul_precision(precision):
+        both = both_ways(network, rule, inputs, labels)
+    assert len(both) == len(network.layers) * (1 if window is None else STEPS // window)
+    for fast, plain in both:
         assert torch.equal(fast.spikes, plain.spikes)
         assert torch.equal(fast.state.membrane, plain.state.membrane)
         assert torch.equal(fast.activity, plain.activity)
         assert fast.counts is None or torch.equal(fast.counts, plain.counts)
-        rounding = 1e-3 if precision == "highest" else 2**-5  # the plain path's regions and loss are matrix products, too
-        assert float((fast.phi - plain.phi).norm()) <= rounding * float(plain.phi.norm()) + 1e-4
-        assert math.isclose(fast.loss, plain.loss, rel_tol=rounding, abs_tol=1e-3)
-        assert float((fast.error - plain.error).norm()) <= rounding * float(plain.error.norm()) + 1e-5
+        torch.testing.assert_close(fast.phi, plain.phi, rtol=1e-5, atol=1e-3)
+        assert math.isclose(fast.loss, plain.loss, rel_tol=1e-4, abs_tol=1e-2 if size == 1 else 1e-3)
+        scale = float(plain.error.norm())
+        # A single row may lie so close to its running mean that the difference is half rounding.
+        rounding = 2e-2 if size == 1 else 1e-3 if fast.error.dtype == torch.float32 else 2**-8
+        assert float((fast.error - plain.error).norm()) <= rounding * scale + 1e-5
         assert fast.error_sum is not None
-        assert float((fast.error_sum - plain.error.sum(1)).norm()) <= rounding * float(plain.error.norm()) * size**0.5 + 1e-5
+        assert float((fast.error_sum - plain.error.sum(1)).norm()) <= rounding * scale * (size + CLASSES) ** 0.5 + 1e-5
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
-def test_it_is_what_a_plain_fit_takes(kind, monkeypatch) -> None:
+def test_it_is_what_a_plain_fit_takes(kind) -> None:
     inputs, labels = batch_of(8, False, 0)
-    found = locals_of(network_of(kind, sp.LIF(), 0), SigProp(), inputs, labels, monkeypatch, fast=True)
-    assert len(found) == (2 if kind == "mlp" else 3)
+    assert len(both_ways(network_of(kind, sp.LIF(), 0), SigProp(), inputs, labels)) == (2 if kind == "mlp" else 3)
 
 
 @pytest.mark.parametrize(

@@ -446,3 +446,17 @@ def test_credit_reaches_back_across_windows(alpha: float, trace: str) -> None:
         asked.append(total)
     for name, tensor in asked[0].items():
         assert torch.allclose(tensor, asked[1][name], rtol=1e-8, atol=1e-12), name
+
+
+@pytest.mark.parametrize("similarity_of", ["input rows", "contexts"])
+def test_what_differs_from_the_mean_by_rounding_alone_has_no_direction(similarity_of) -> None:
+    """Otherwise a single sequence with constant input would hand gradients of 10^4 to the optimiser's moments."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 1.0 + 1e-6 * torch.randn(1, 5, 200, generator=generator)
+    clear = torch.randn(1, 5, 200, generator=generator)
+    h, t = (noise, clear) if similarity_of == "input rows" else (clear, noise)
+    loss, dh, dt = sp.SimilarityCrossEntropy()(h, t, torch.arange(5).view(1, 5), None)
+    assert torch.isfinite(loss).all()
+    assert torch.equal(dh, torch.zeros_like(h)) and torch.equal(dt, torch.zeros_like(t))
+    _, dh, dt = sp.SimilarityCrossEntropy()(clear, clear.flip(1), torch.arange(5).view(1, 5), None)
+    assert float(dh.norm()) > 0.01 < float(dt.norm())
