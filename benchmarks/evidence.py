@@ -204,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _bins(task: str, tried: dict[str, Any]) -> int | None:
     """Event recordings are binned when they are read; all other data have the steps they have."""
-    return {**TASKS[task], **tried}["num_steps"] if TASKS[task]["data"] == "nmnist" else None
+    own = {**TASKS[task], **tried}
+    return own["num_steps"] if own["data"] == "nmnist" else None
 
 
 if __name__ == "__main__":

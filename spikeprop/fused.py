@@ -2,7 +2,7 @@
 
 Chosen by what is computed, never by the user: float32 on a CPU, LIF neurons, class targets, and the losses and readings that
 :mod:`spikeprop.kernels` has. Everything else, and a machine without numba, takes the plain path, which is the definition: the
-spikes are the same bit for bit, the errors but for the order of float32 sums. Where products are computed in bfloat16
+spikes are the same bit for bit, the errors but for float32 rounding. One thread each. Where products are computed in bfloat16
 (:func:`spikeprop.synapse.product_type`) their factors are written so at once.
 """
 
@@ -20,6 +20,8 @@ from spikeprop.neuron import LIF, NeuronState, State
 from spikeprop.surrogate import ATan, LearnOn, Membrane
 from spikeprop.synapse import product_type
 
+FLOATS: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are
+
 
 class Local(NamedTuple):
     """What k steps of a layer give its own learning, in shapes of ``[k, R, *features]`` unless said otherwise."""
@@ -34,12 +36,12 @@ class Local(NamedTuple):
     error_sum: Tensor | None = None  # the error summed over rows [k, *features], where it was summed already
 
 
-def laid_out(x: Tensor) -> Tensor:
-    """Maps ``[k, R, C, H, W]`` with their channels last in memory, as this module and convolutions on CPUs work on them.
+def laid_out(x: Tensor, layer: Layer) -> Tensor:
+    """The input of a convolutional layer ``[k, R, C, H, W]`` with its channels last in memory, as this module works on maps.
 
     A convolution answers in the layout of its input; to turn its output over would take longer than to compute it.
     """
-    if x.dim() != 5 or x.device.type != "cpu":
+    if len(layer.output_shape) != 3 or x.dim() != 5 or not compiled.suits(x):
         return x
     if x.shape[2] == 1:  # the same memory under other strides
         return x.as_strided(x.shape, (*x.stride()[:2], 1, *x.stride()[3:]))
@@ -91,19 +93,19 @@ def learn(
     has_current = bool((numbers[1] > 0.0).any())
     with torch.inference_mode(False):  # the state outlives the learning: it must be ordinary tensors
         moving = [_copy(part) if moves else part[:0] for part, moves in zip(state, (has_current, True), strict=True)]
-    present = _channels_last(drive[:1] if constant else drive, 2)
+    present = _put_channels_last(drive[:1] if constant else drive, 2)
     narrow = product_type(drive) == torch.bfloat16
     spikes, narrow_spikes = _room(narrow, steps, present.shape[1:])
     error, narrow_error = _room(narrow and rounded, steps, present.shape[1:])
 
     channels = layer.output_shape[0]
-    places, shares = torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0)
+    places, shares = torch.zeros(0, 0, dtype=torch.int64, device="cpu"), torch.zeros(0, 0, **FLOATS)
     size = layer.rate.numel()
     if regions is not None:
         shares, places = regions.topk(int((regions > 0).sum(1).max()), 1)
         size = channels * regions.shape[1]
-    phi, activity = torch.zeros(size), torch.zeros(layer.rate.numel())
-    counts, error_sum = (torch.zeros(kept, layer.rate.numel()) for kept in (batch if count else 0, steps))
+    phi, activity = torch.zeros(size, **FLOATS), torch.zeros(layer.rate.numel(), **FLOATS)
+    counts, error_sum = (torch.zeros(kept, layer.rate.numel(), **FLOATS) for kept in (batch if count else 0, steps))
     unit = layer.neuron.unit
     kernels = compiled.loops()
     total = kernels.learn(
@@ -122,22 +124,23 @@ def learn(
         *(part.flatten(2).view(torch.uint16).numpy() for part in (narrow_spikes, narrow_error)),
         *(part.numpy() for part in (phi, activity, counts, error_sum)),
     )
-    current = _channels_first(moving[0], 1) if has_current else state.current
+    current = _seen_channels_first(moving[0], 1) if has_current else state.current
     return Local(
-        NeuronState(current, _channels_first(moving[1], 1)),
-        _channels_first(narrow_spikes if narrow else spikes, 2),
-        _channels_first(narrow_error if narrow and rounded else error, 2),
+        NeuronState(current, _seen_channels_first(moving[1], 1)),
+        _seen_channels_first(narrow_spikes if narrow else spikes, 2),
+        _seen_channels_first(narrow_error if narrow and rounded else error, 2),
         drive.new_tensor(total),
         phi.view(-1, channels).T.reshape(-1),
-        _channels_first(activity.view(*layer.output_shape[1:], channels), 0),
-        _channels_first(counts.view(batch, *layer.output_shape[1:], channels), 1) if count else None,
-        _channels_first(error_sum.view(steps, *layer.output_shape[1:], channels), 1),
+        _seen_channels_first(activity.view(*layer.output_shape[1:], channels), 0),
+        _seen_channels_first(counts.view(batch, *layer.output_shape[1:], channels), 1) if count else None,
+        _seen_channels_first(error_sum.view(steps, *layer.output_shape[1:], channels), 1),
     )
 
 
 def _room(narrow: bool, steps: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
     """What the kernel writes in float32, and in bfloat16: a single step and all of them, or all steps and none."""
-    return torch.empty(1 if narrow else steps, *shape), torch.empty(steps if narrow else 0, *shape, dtype=torch.bfloat16)
+    bits = torch.empty(steps if narrow else 0, *shape, dtype=torch.bfloat16, device="cpu")
+    return torch.empty(1 if narrow else steps, *shape, **FLOATS), bits
 
 
 def _reading(learn_on: LearnOn, unit: float) -> tuple[Any, int, Any]:
@@ -153,8 +156,8 @@ def _reading(learn_on: LearnOn, unit: float) -> tuple[Any, int, Any]:
 def _flat(value: float | Tensor, layer: Layer) -> Tensor:
     """A number per neuron, channels last."""
     if not isinstance(value, Tensor):
-        return torch.full((layer.rate.numel(),), value)
-    return _channels_last(value.expand(layer.output_shape), 0).reshape(-1)
+        return torch.full((layer.rate.numel(),), value, **FLOATS)
+    return _put_channels_last(value.expand(layer.output_shape), 0).reshape(-1)
 
 
 def _by_place(mean: Tensor, channels: int) -> Tensor:
@@ -162,7 +165,7 @@ def _by_place(mean: Tensor, channels: int) -> Tensor:
     return mean.view(channels, -1).T.contiguous().view(-1)
 
 
-def _channels_last(x: Tensor, axis: int) -> Tensor:
+def _put_channels_last(x: Tensor, axis: int) -> Tensor:
     """The features, from ``axis`` on, with their channels last, contiguous; no copy where they lie so already."""
     return x.movedim(axis, -1).contiguous()
 
@@ -170,9 +173,9 @@ def _channels_last(x: Tensor, axis: int) -> Tensor:
 def _copy(part: Tensor) -> Tensor:
     """Of a state ``[R, *features]``, channels last."""
     last = part.movedim(1, -1)
-    return torch.empty(last.shape).copy_(last)
+    return torch.empty(last.shape, **FLOATS).copy_(last)
 
 
-def _channels_first(x: Tensor, axis: int) -> Tensor:
+def _seen_channels_first(x: Tensor, axis: int) -> Tensor:
     """The inverse, as a view."""
     return x.movedim(-1, axis)

@@ -1,8 +1,9 @@
 """Compiled loops of training: one pass through a layer's neurons and its local loss, while what it needs is in the cache.
 
 They compute what :func:`spikeprop.neuron.advance`, the options of :mod:`spikeprop.surrogate` and
-:class:`spikeprop.losses.SimilarityCrossEntropy` compute, in float32: spikes and membranes bit for bit, errors but for the order
-of sums. Imported only where numba is installed, by :mod:`spikeprop.fused`; one thread each.
+:class:`spikeprop.losses.SimilarityCrossEntropy` compute, in float32: spikes and membranes bit for bit, errors but for rounding
+(the order of sums, a polynomial for the arctangent). Imported only where numba is installed, by :mod:`spikeprop.compiled`; one
+thread each.
 
 A layer's features are ``[P, C]``: C channels at each of P positions; dense layers have one position.
 """

@@ -17,7 +17,7 @@ from torch import Tensor
 from spikeprop.errors import InputError
 
 Gradients = tuple[Tensor, Tensor, Tensor]
-SMALLEST_DEVIATION = 1e-4  # thresholds (root mean square) from the mean, below which a row is noise and has no direction
+SMALLEST_DEVIATION = 1e-4  # of phi from its mean (root mean square), below which a row is noise and has no direction
 
 
 class LocalLoss:

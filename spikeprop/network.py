@@ -7,6 +7,7 @@ which class labels enter beside the input. All of it is saved with the weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from spikeprop.errors import InputError
 from spikeprop.neuron import Activity, Arithmetic, Neuron, RecurrentState, State, neuron_from_config
 from spikeprop.readout import Readout
 from spikeprop.signals import TargetSynapse
-from spikeprop.synapse import Shape, Synapse, channels_last_if_one, synapse_from_config
+from spikeprop.synapse import Shape, Synapse, channels_last_if_one, synapse_from_config, unrounded_products
 
 
 def is_constant(inputs: Tensor) -> bool:
@@ -140,8 +141,11 @@ class Network(nn.Module):
             return None
         return self.input_mean if index == 0 else self.layers[index - 1].rate
 
-    def fold_bias(self, index: int) -> Tensor:
+    def fold_bias(self, index: int, *, exact: bool = False) -> Tensor:
         """The bias that layer ``index`` really has: its own, with the centring of its input folded in.
+
+        ``exact``: with products that are not rounded, for those who take the weights away. Within a run they are rounded as all
+        others are, so that an input equal to its mean is no drive.
 
         Per neuron ``[*output_shape]``, also where the layer's own bias is per channel: under zero padding the mean's
         contribution differs at the borders.
@@ -149,7 +153,8 @@ class Network(nn.Module):
         layer, mean = self.layers[index], self.centre(index)
         if mean is None:
             return layer.bias
-        return layer.bias - layer.synapse(mean.unsqueeze(0))[0] / (1.0 - layer.neuron.alpha)
+        with unrounded_products() if exact else nullcontext():
+            return layer.bias - layer.synapse(mean.unsqueeze(0))[0] / (1.0 - layer.neuron.alpha)
 
     def advance(self, state: list[State], inputs: Tensor) -> tuple[list[Activity], list[State]]:
         """Run a stretch of time, ``inputs [T, B, *input_shape]``, from ``state``; layer by layer, as no delay lies between.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -176,8 +178,9 @@ def product_type(weight: Tensor) -> torch.dtype:
     """The type that products are computed in: the weight's, or bfloat16 where it is float32 and
     ``torch.set_float32_matmul_precision("medium")`` allows it.
 
-    That is what torch itself says of "medium", done where the processor is built for it. (On CPUs torch does less for matrix
-    products. Its own switch for convolutions, ``torch.backends.mkldnn.conv.fp32_precision``, rounds as much and takes longer.)
+    That is what torch itself says of "medium", done where its library for convolutions works in bfloat16 (from AVX-512 on). (On
+    CPUs torch does less for matrix products. Its own switch for convolutions, ``torch.backends.mkldnn.conv.fp32_precision``,
+    rounds as much and takes longer.)
     """
     if weight.dtype != torch.float32 or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return weight.dtype
@@ -186,6 +189,21 @@ def product_type(weight: Tensor) -> torch.dtype:
     except RuntimeError:  # precision was set by torch's newer switches, which this one cannot be read beside
         return weight.dtype
     return torch.bfloat16 if medium and torch.ops.mkldnn._is_mkldnn_bf16_supported() else weight.dtype
+
+
+@contextmanager
+def unrounded_products() -> Iterator[None]:
+    """A stretch in which :func:`product_type` is the weight's own."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # as above: then nothing is rounded here
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def in_product_type(weight: Tensor, *factors: Tensor) -> list[Tensor]:

@@ -72,7 +72,8 @@ def low_pass(x: Tensor, keep: float, before: Tensor | None, into: torch.dtype | 
     filtered = torch.empty_like(x, dtype=into or x.dtype)
     laid = [in_memory(part) for part in (x, filtered, last.unsqueeze(0))]
     types = {x.dtype, filtered.dtype}
-    whole = all(part.is_contiguous() for part in laid) and len({part.shape[1:] for part in laid}) == 1
+    alike = {_channels_last(part) for part in (x, filtered, last.unsqueeze(0))}  # shapes alone would not tell C = H = W
+    whole = all(part.is_contiguous() for part in laid) and len(alike) == 1
     if types <= {torch.float32, torch.bfloat16} and compiled.suits(last) and whole:
         present, out, state = (part.flatten(1) for part in laid)
         compiled.loops().low_pass(*_by_width(present), compiled.float32(keep), state[0].numpy(), *_by_width(out))

@@ -347,7 +347,7 @@ def test_one_rule_for_continuous_and_binary_layers(neuron, learn_on) -> None:
     network = mlp(data.input_shape, [128, 128], 10, neuron=neuron)
     adam = partial(torch.optim.Adam, lr=4e-3 / neuron.unit)  # rates are in units of the threshold
     sp.fit(network, sp.SigProp(learn_on, optimizer=adam), data, num_steps=1, epochs=10, progress=False)
-    assert sp.evaluate(network, data.test, 1).accuracy["readout"] > 0.9
+    assert sp.evaluate(network, data.test, 1).accuracy["readout"] > 0.9  # seeds 0 to 2: .910 to .927, by either path
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def _export_layer(network: Network, index: int, dt: float) -> dict[str, Any]:
             ("alpha", neuron.alpha),
             ("beta", neuron.beta),
             ("threshold", neuron.threshold),
-            ("bias", network.fold_bias(index)),
+            ("bias", network.fold_bias(index, exact=True)),
         )
     )
     parts = _parts(layer.synapse)

@@ -205,7 +205,9 @@ class SigProp(Rule):
         losses, activities = [], []
         for index, layer in enumerate(network.layers):
             if index == 0:
-                x = fused.laid_out(with_mean_rows(x, network.input_mean, len(targets)))
+                x = fused.laid_out(with_mean_rows(x, network.input_mean, len(targets)), layer)
+            elif layer.synapse.weight is None:  # nothing else would bring spikes back from the type of products
+                x = x.to(layer.bias.dtype)
             drive, sources = layer.drive(x), [x]
             if index == 0:
                 drive = drive[:1].clone() if is_constant(x) else drive
