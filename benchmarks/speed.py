@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ def measure(work: Work, names: Sequence[str], rounds: int) -> dict[str, list[flo
             steps[name]()
             found[name].append((time.perf_counter() - started) * 1e3)
     return found
+
+
+def libraries() -> dict[str, str]:
+    """The versions of the libraries that were timed."""
+    return {name: metadata.version(name) for name in ("snntorch", "norse", "spikingjelly") if not missing(name)}
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
@@ -92,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 cells[title, precision, threads] = {
                     **{"work": title, "precision": precision, "threads": threads, "absent": absent},
                     **{"settings": vars(WORKS[title]), "rounds": found, "load": os.getloadavg()[0], **summary},
-                    **{"commit": commit(), "command": command("speed", argv)},
+                    **{"commit": commit(), "command": command("speed", argv), "libraries": libraries()},
                 }
                 print(f"{title}, {precision}, {threads} thread(s)")
                 for name, figures in summary["ms"].items():
