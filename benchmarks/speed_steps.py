@@ -156,7 +156,13 @@ def by_hand_step(work: Work, dtype: torch.dtype) -> Step:
 
 
 def _layers(work: Work, neuron: Callable[[], nn.Module]) -> nn.ModuleList:
-    """Alternately a linear map and its neurons, then the readout."""
+    """Alternately a linear map and its neurons, then the readout; always the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _drawn_layers(work, neuron)
+
+
+def _drawn_layers(work: Work, neuron: Callable[[], nn.Module]) -> nn.ModuleList:
     made: list[nn.Module] = []
     if work.kind == "mlp":
         sizes = work.widths()
