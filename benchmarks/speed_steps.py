@@ -180,21 +180,17 @@ def _descend(optimizer: torch.optim.Optimizer, outputs: Tensor, labels: Tensor) 
     optimizer.step()
 
 
-def snntorch_step(work: Work) -> Step:
-    import snntorch as snn
-    from snntorch import surrogate
-
+def _unrolled(work: Work, layers: nn.ModuleList, kind: type[nn.Module], start: Callable[[Any], Any]) -> Step:
+    """A loop over time around layers that take and return their state."""
     x, labels = work.inputs()
-    settings = {"beta": BETA, "threshold": THRESHOLD, "spike_grad": surrogate.atan(), "reset_mechanism": "zero"}
-    layers = _layers(work, lambda: snn.Leaky(**settings))
     optimizer = adam(layers.parameters())
 
     def step() -> None:
-        states = [layer.init_leaky() if isinstance(layer, snn.Leaky) else None for layer in layers]
+        states = [start(layer) if isinstance(layer, kind) else None for layer in layers]
         total: Tensor | float = 0.0
         for present in x:
             for index, layer in enumerate(layers[:-1]):
-                if isinstance(layer, snn.Leaky):
+                if isinstance(layer, kind):
                     present, states[index] = layer(present, states[index])
                 else:
                     present = layer(present)
@@ -204,11 +200,18 @@ def snntorch_step(work: Work) -> Step:
     return step
 
 
+def snntorch_step(work: Work) -> Step:
+    import snntorch as snn
+    from snntorch import surrogate
+
+    settings = {"beta": BETA, "threshold": THRESHOLD, "spike_grad": surrogate.atan(), "reset_mechanism": "zero"}
+    return _unrolled(work, _layers(work, lambda: snn.Leaky(**settings)), snn.Leaky, lambda layer: layer.init_leaky())
+
+
 def norse_step(work: Work) -> Step:
     """Its neurons take a tenth of their drive per step, which ten times the weights make up for; SuperSpike's derivative."""
     from norse.torch import LIFBoxCell, LIFBoxParameters
 
-    x, labels = work.inputs()
     rate, dt = 100.0, 0.001
     how = {"tau_mem_inv": torch.tensor(rate), "v_th": torch.tensor(THRESHOLD)}
     parameters = LIFBoxParameters(**how, method="super", alpha=torch.tensor(10.0))
@@ -216,21 +219,7 @@ def norse_step(work: Work) -> Step:
     with torch.no_grad():
         for parameter in layers[:-1].parameters():
             parameter.div_(rate * dt)
-    optimizer = adam(layers.parameters())
-
-    def step() -> None:
-        states: list[Any] = [None] * len(layers)
-        total: Tensor | float = 0.0
-        for present in x:
-            for index, layer in enumerate(layers[:-1]):
-                if isinstance(layer, LIFBoxCell):
-                    present, states[index] = layer(present, states[index])
-                else:
-                    present = layer(present)
-            total = total + present
-        _descend(optimizer, layers[-1](total.flatten(1) / work.num_steps), labels)
-
-    return step
+    return _unrolled(work, layers, LIFBoxCell, lambda layer: None)
 
 
 def spikingjelly_step(work: Work) -> Step:
