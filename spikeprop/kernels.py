@@ -78,6 +78,12 @@ def advance_row(
         membrane[:] = before
 
 
+@exact
+def _distance(membrane: Any, threshold: Any, unit: Any) -> Any:
+    """From the threshold, in thresholds; exact, because a window ends at some distance."""
+    return (membrane / unit) / (threshold / unit) - _ONE
+
+
 @free
 def read_row(before: Any, threshold: Any, unit: Any, option: int, width: Any, phi: Any) -> None:
     """phi of one row of membranes, ``LearnOn`` in units of ``unit``."""
@@ -86,7 +92,7 @@ def read_row(before: Any, threshold: Any, unit: Any, option: int, width: Any, ph
             phi[j] = before[j] / unit
     elif option == CLIPPED:
         for j in range(before.shape[0]):
-            distance = (before[j] / unit) / (threshold[j] / unit) - _ONE
+            distance = _distance(before[j], threshold[j], unit)
             phi[j] = min(max(distance, -width), width)
     else:
         steepness = np.float32(np.pi) / width
@@ -111,7 +117,7 @@ def apply_slope(before: Any, threshold: Any, unit: Any, option: int, width: Any,
             error[j] /= unit
     elif option == CLIPPED:
         for j in range(before.shape[0]):
-            distance = (before[j] / unit) / (threshold[j] / unit) - _ONE
+            distance = _distance(before[j], threshold[j], unit)
             error[j] = error[j] / threshold[j] if abs(distance) <= width else _ZERO
     else:
         curvature = np.float32(np.pi**2) / width

@@ -155,7 +155,7 @@ def test_a_stream_needs_no_more_memory_with_time():
 
 
 def test_a_chain_with_pooling_before_its_weights():
-    synapse = sp.Chain(sp.AvgPool2d(2), sp.Flatten(), sp.Dense(8, 6))
+    synapse = sp.Chain(sp.AvgPool2d(2), sp.Flatten(), sp.Dense(8, 6, generator=torch.Generator().manual_seed(0)))
     network = sp.Network((2, 4, 4), [(synapse, sp.LIF(0.8, 0.3))], 4).double()
     network.readout.weight.normal_(generator=torch.Generator().manual_seed(0))
     network.input_mean.add_(0.1)
