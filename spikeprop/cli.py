@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import spikeprop
-from spikeprop import catalogue, comparison, comparison_page, diagnosis, diagnosis_page, parity_page, report, runs
+from spikeprop import catalogue, comparison, comparison_page, diagnosis, diagnosis_page, parallel, parity_page, report, runs
 from spikeprop import demo as demonstration
 from spikeprop.augmentation import Augmentation
 from spikeprop.backends import loihi, netx, nir, parity
@@ -37,9 +37,12 @@ from spikeprop.training import CHECKPOINT, check_rule, check_training, default_b
 
 
 class Outcome(NamedTuple):
-    """What a subcommand hands back: a text, the object for ``--json``, and the exit status."""
+    """What a subcommand hands back: a text, the object for ``--json``, and the exit status.
 
-    text: str
+    ``text`` None: another process says it.
+    """
+
+    text: str | None
     data: dict[str, Any]
     status: int = 0
 
@@ -57,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("spikeprop:", _after_interrupt(args), file=sys.stderr)
         return 130
-    print(json.dumps(outcome.data) if args.json else outcome.text, flush=True)
+    if outcome.text is not None:
+        print(json.dumps(outcome.data) if args.json else outcome.text, flush=True)
     return outcome.status
 
 
@@ -65,14 +69,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(args: argparse.Namespace) -> Outcome:
-    """Train a network and leave a run folder."""
+    """Train a network and leave a run folder; of several processes, the first does what one of them must do."""
+    with contextlib.nullcontext(True) if args.parallel is None else parallel.start() as first:
+        return _train(args, first)
+
+
+def _train(args: argparse.Namespace, first: bool) -> Outcome:
     config, data = _configure(args)
     encoder, out = from_config(config["encoder"]), args.out
     settings = {"num_steps": config["num_steps"], "encoder": encoder, "seed": config["seed"]}
     augment = Augmentation(**{name: config[name] for name in ("noise", "shift", "flip", "drop", "delay")})
 
     network, rule, test = _network(config, data, args.resume, out), _rule(config), _split(data, "test")
-    if not args.resume:  # whatever may be refused is refused before an earlier run is replaced
+    if not args.resume and first:  # whatever may be refused is refused before an earlier run is replaced
         check_training(network, data, config["epochs"], encoder, augment)
         samples, size, steps = len(data.train.labels), config["batch_size"], config["num_steps"]
         check_rule(rule, network, samples, size, steps)
@@ -80,14 +89,17 @@ def train(args: argparse.Namespace) -> Outcome:
             rule.memory(network, size, steps) / 2**20, args.memory_limit, f"{config['rule']} on {config['model']}"
         )
         rule.initial_state(copy.deepcopy(network))
+        parallel.crew(args.parallel, network, rule)
         untrained = runs.health_before_training(copy.deepcopy(network), data, test, **settings)
         config["health_before_training"] = untrained.to_dict()
         runs.clear(out)
         runs.write_json(out / runs.CONFIG, config)
     before = runs.peak_memory_mib()
-    limits = {"epochs": config["epochs"], "batch_size": config["batch_size"], "augment": augment}
+    limits = {"epochs": config["epochs"], "batch_size": config["batch_size"], "augment": augment, "parallel": args.parallel}
     history = fit(network, rule, data, folder=out, resume=args.resume, **limits, **settings)
     peak = runs.peak_memory_mib()
+    if not first:
+        return Outcome(None, {})
 
     found, health = evaluate(network, test, **settings), dead_neurons(network, test, **settings)
     result = {

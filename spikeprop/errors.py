@@ -32,5 +32,9 @@ class UnsupportedError(SpikepropError, ValueError):
     """Something that the chosen back-end or rule cannot express, and refuses rather than rewrites."""
 
 
+class ProcessError(SpikepropError, RuntimeError):
+    """Another process of the same training was lost, or did not answer in time."""
+
+
 class BackendError(SpikepropError, RuntimeError):
     """A back-end that is not installed, crashed, or did not answer in time."""

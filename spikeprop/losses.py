@@ -21,12 +21,21 @@ SMALLEST_DEVIATION = 1e-4  # of phi from its mean (root mean square), below whic
 
 
 class LocalLoss:
-    """Base of the losses; ``smallest_batch`` is the number of rows below which nothing could be learned."""
+    """Base of the losses.
+
+    Attributes:
+        smallest_batch: the number of rows below which nothing could be learned.
+        by_row: whether input rows meet in their mean only: with that given, each row adds its own part to loss and derivatives.
+    """
 
     smallest_batch = 1
+    by_row = False
 
     def __call__(self, h: Tensor, t: Tensor, labels: Tensor, mean: Tensor | None) -> Gradients:
-        """``labels [k, B]`` names each row's context. ``mean [n]``, if given, centres h in place of the batch's own mean."""
+        """``labels [k, B]`` names each row's context.
+
+        ``mean``, ``[n]`` or one per step ``[k, 1, n]``, if given, centres h in place of the batch's own mean, as a constant.
+        """
         raise NotImplementedError
 
 
@@ -69,6 +78,7 @@ class SimilarityCrossEntropy(LocalLoss):
 
     temperature: float = 0.07
     similarity: Literal["cosine", "dot"] = "cosine"
+    by_row = True
 
     def __call__(self, h: Tensor, t: Tensor, labels: Tensor, mean: Tensor | None) -> Gradients:
         h, t = centre(h, mean), centre(t, None)

@@ -131,6 +131,25 @@ class Network(nn.Module):
         self.readout = Readout(built[-1].bias.new_zeros(built[-1].output_shape).numel(), outputs)
         self.target: TargetSynapse | None = None
 
+    def part(self, start: int, stop: int) -> Network:
+        """Layers ``start`` to ``stop`` (from 0, without the last) as a network of its own, which shares their tensors.
+
+        Its input is centred on ``input_mean`` as this network's layer ``start`` is on the layer before; they are not tied.
+        A part without the last layer has a readout of its own, one without the first no target synapses.
+        """
+        part = Network.__new__(Network)
+        nn.Module.__init__(part)
+        inside = list(self.layers)[start:stop]
+        part.input_shape, part.outputs = inside[0].input_shape, self.outputs
+        part.centred, part.regression = self.centred, self.regression
+        part.layers = cast(Sequence[Layer], nn.ModuleList(inside))
+        mean = self.centre(start)
+        part.register_buffer("input_mean", torch.zeros(part.input_shape) if mean is None else mean.clone())
+        last = stop == len(self.layers)
+        part.readout = self.readout if last else Readout(inside[-1].rate.numel(), self.outputs).to(self.readout.weight)
+        part.target = self.target if start == 0 else None
+        return part
+
     def initial_state(self, batch: int) -> list[State]:
         """Every layer at rest, for ``batch`` rows."""
         return [layer.initial_state(batch) for layer in self.layers]

@@ -305,5 +305,11 @@ def _training(made: argparse.ArgumentParser) -> None:
     limit = "refuse a rule that is estimated to need more (default: this machine's memory)"
     made.add_argument("--memory-limit", type=_positive, metavar="MIB", help=limit)
     made.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder (default: runs/DATA-RULE)")
+    made.add_argument(
+        "--parallel",
+        choices=("data", "layers"),
+        help="spread the training over the processes that torchrun started, by the rows of each batch or by layers: "
+        "torchrun --nproc-per-node 2 --no-python spikeprop train --parallel layers ...",
+    )
     made.add_argument("--resume", action="store_true", help="continue the run in --out after its last whole epoch")
     made.add_argument("--overwrite", action="store_true", help="replace the run in --out")

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from spikeprop import parallel as parallel_training
 from spikeprop.augmentation import Augmentation
 from spikeprop.data import Data
 from spikeprop.encoding import Encoder, default_encoder
-from spikeprop.errors import CheckpointError, InputError
+from spikeprop.errors import CheckpointError, InputError, ProcessError
 from spikeprop.evaluation import encode_in_batches, evaluate
 from spikeprop.network import Network
 from spikeprop.rules.base import Rule
@@ -65,6 +66,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     observe: Callable[[Network, Any], dict[str, Any]] | None = None,
+    parallel: parallel_training.Kind | None = None,
 ) -> History:
     """Train a network in place.
 
@@ -83,11 +85,15 @@ def fit(
         resume: continue from the folder's checkpoint, to the same weights, bit for bit, as if it had not been interrupted.
         observe: called with the network and the rule's state after every epoch; what it returns joins the epoch's figures. It
             must change neither.
+        parallel: "data" or "layers" spreads the training over the processes that called this together, each with the same
+            arguments: see :mod:`spikeprop.parallel`. None trains in this process alone.
         progress: a bar with loss, accuracy, dead share and rate; one line per epoch where the output is not a terminal.
 
     Raises:
         InputError: data that do not fit the network.
         CheckpointError: a checkpoint that is missing, damaged, or of a run with other settings.
+        UnsupportedError: a rule or neurons that cannot be trained on several processes.
+        ProcessError: another process was lost; the checkpoint of the last whole epoch is intact.
         KeyboardInterrupt: on Ctrl-C, after the batch at hand; the network and the last checkpoint are whole.
     """
     inputs, labels = data.train
@@ -112,39 +118,53 @@ def fit(
         "samples": len(inputs),
     }
 
+    crew = parallel_training.crew(parallel, network, rule)
+    crew.agree(settings)
+    if parallel is not None and observe is not None:
+        raise InputError("fit: observe sees a network and a state in one process; leave it out with parallel, or train on one")
     generator = torch.Generator().manual_seed(seed)
-    state = rule.initial_state(network, generator=generator)
+    whole = crew.initial_state(generator)
     history = History()
     path = None if folder is None else Path(folder) / CHECKPOINT
     if resume:
         if path is None:
             raise InputError("fit: resume=True needs the folder that holds the checkpoint")
-        history.epochs = _restore(path, settings, network, rule, state, generator)
+        history.epochs = _restore(path, settings, network, rule, whole, generator)
     elif network.centred:
         centre_inputs(network, inputs, num_steps, encoder, seed)
-    base_rates = [group.setdefault("initial_lr", group["lr"]) for group in state.optimizer.param_groups]
+    state = crew.own_state()
+    groups = [group for optimizer in crew.optimizers for group in optimizer.param_groups]
+    base_rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
 
-    with _interruptible() as interrupted:
+    with _interruptible() as interrupted, _lost(history, path):
         for epoch in range(len(history.epochs), epochs):
             started, order = time.perf_counter(), torch.randperm(len(inputs), generator=generator)
-            totals = _Totals(network)
-            bar = tqdm(order.split(batch_size), f"epoch {epoch + 1}/{epochs}", disable=None if progress else True, leave=False)
+            totals = _Totals(crew.trained)
+            silent = None if progress and crew.main else True
+            bar = tqdm(order.split(batch_size), f"epoch {epoch + 1}/{epochs}", disable=silent, leave=False)
             for number, rows in enumerate(bar):
                 if schedule == "cosine":
                     factor = 0.5 * (1.0 + math.cos(math.pi * (epoch * batches + number) / (epochs * batches)))
-                    for group, rate in zip(state.optimizer.param_groups, base_rates, strict=True):
+                    for group, rate in zip(groups, base_rates, strict=True):
                         group["lr"] = rate * factor
-                encoded = encoder(augment(inputs[rows], generator), num_steps, generator).to(network.readout.weight)
-                state = rule.begin(state)
-                answer, state = rule.learn(network, state, encoded, labels[rows].to(encoded.device))
-                totals.add(answer, labels[rows], network.regression)
+
+                def encode(rows: Tensor = rows) -> Tensor:
+                    return encoder(augment(inputs[rows], generator), num_steps, generator).to(network.readout.weight)
+
+                answer, learned, state = crew.learn(state, encode, labels[rows], num_steps)
+                totals.add(answer, learned, network.regression)
                 if number % 10 == 0:
                     bar.set_postfix_str(totals.line())
                 if interrupted.is_set():
                     raise KeyboardInterrupt(
                         f"stopped in epoch {epoch + 1}; {path or 'no checkpoint folder'} holds the epochs before it"
                     )
-            entry = {"epoch": epoch + 1, **totals.to_dict(), "seconds": time.perf_counter() - started}
+            totals.numbers = crew.total(totals.numbers)
+            figures = crew.epoch(state, totals.to_dict())
+            if not crew.main:
+                history.epochs.append(figures)
+                continue
+            entry = {"epoch": epoch + 1, **figures, "seconds": time.perf_counter() - started}
             if data.validation is not None:
                 found = evaluate(network, data.validation, num_steps, encoder=encoder, seed=seed)
                 entry["validation_accuracy"] = found.accuracy.get("readout")
@@ -152,9 +172,10 @@ def fit(
             entry |= {} if observe is None else observe(network, state)
             history.epochs.append(entry)
             if path is not None:
-                _save(path, settings, network, rule, state, generator, history)
+                _save(path, settings, network, rule, crew.whole, generator, history)
             if progress:
                 tqdm.write(_describe(entry, epochs))
+        history.epochs = crew.finish(history.epochs)
     return history
 
 
@@ -197,30 +218,29 @@ def centre_inputs(network: Network, inputs: Tensor, num_steps: int, encoder: Enc
 
 
 class _Totals:
-    """Sums over an epoch, weighted by the number of samples."""
+    """Sums over an epoch, weighted by samples. ``numbers``: samples, right ones, each layer's loss, each neuron's activity."""
 
     def __init__(self, network: Network) -> None:
-        self.samples, self.right = 0, 0.0
-        self.loss = torch.zeros(len(network.layers))
-        self.activity = [torch.zeros(layer.output_shape) for layer in network.layers]
+        self.sizes = [layer.rate.numel() for layer in network.layers]
+        self.numbers = torch.zeros(2 + len(self.sizes) + sum(self.sizes), dtype=torch.float64)
 
     def add(self, answer: Any, labels: Tensor, regression: bool) -> None:
         batch = len(labels)
-        self.samples += batch
-        self.loss += answer.loss.cpu() * batch
-        for total, part in zip(self.activity, answer.activity, strict=True):
-            total += part.cpu() * batch
         if regression:
-            self.right += float((answer.outputs.cpu() - labels).square().mean(1).sum())
+            right = (answer.outputs.cpu() - labels).square().mean(1).sum()
         else:
-            self.right += int((answer.outputs.argmax(1).cpu() == labels).sum())
+            right = (answer.outputs.argmax(1).cpu() == labels).sum()
+        means = [answer.loss.cpu(), *(part.flatten().cpu() for part in answer.activity)]
+        self.numbers += torch.cat([torch.tensor([float(batch), float(right)]), *(mean * batch for mean in means)])
 
     def to_dict(self) -> dict[str, Any]:
+        samples, right = self.numbers[:2].tolist()
+        losses, *activity = self.numbers[2:].split([len(self.sizes), *self.sizes])
         return {
-            "loss": (self.loss / self.samples).tolist(),
-            "train_accuracy": self.right / self.samples,
-            "dead": [float((total == 0).float().mean()) for total in self.activity],
-            "rate": [float(total.mean()) / self.samples for total in self.activity],
+            "loss": (losses / samples).tolist(),
+            "train_accuracy": right / samples,
+            "dead": [float((total == 0).double().mean()) for total in activity],
+            "rate": [float(total.mean()) / samples for total in activity],
         }
 
     def line(self) -> str:
@@ -253,6 +273,19 @@ def _interruptible() -> Iterator[threading.Event]:
         yield flag
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _lost(history: History, path: Path | None) -> Iterator[None]:
+    """Say what is left when another process is lost."""
+    try:
+        yield
+    except ProcessError as error:
+        left = (
+            f"{path} holds the {len(history.epochs)} epoch(s) before it; start all processes again with resume=True (--resume)"
+        )
+        kept = left if path is not None and path.exists() else "nothing was saved before it"
+        raise ProcessError(f"{error}. The training stopped; {kept}") from None
 
 
 def _save(

@@ -113,6 +113,9 @@ class QuantizationAware(Rule):
             )
         self.rule.check(network, batch_size)
 
+    def by_row(self, network: Network) -> bool:
+        return False  # not built: the share of the batch would have to reach the rule inside
+
     def memory(self, network: Network, batch_size: int, num_steps: int) -> int:
         return self.rule.memory(network, batch_size, num_steps)
 

@@ -20,6 +20,7 @@ from spikeprop.errors import InputError, UnsupportedError
 from spikeprop.homeostasis import Homeostasis
 from spikeprop.network import Network
 from spikeprop.neuron import Bernoulli
+from spikeprop.team import Share
 
 Kind = Literal["conv", "regression", "stochastic"]
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -52,6 +53,8 @@ class Facts:
         stored_history: whether activity of past steps of a window must be kept until the update.
         global_error: whether hidden layers need an error computed at the network's output.
         autograd: whether the implementation records an autograd graph.
+        by_row: whether an update is a mean over rows of what each of them asks, or of sums over all of them that processes can
+            share, so that the rows of a batch can be spread over several (:class:`spikeprop.team.Share`).
         refuses: kinds of network that it cannot train; "stochastic" are layers of :class:`~spikeprop.neuron.Bernoulli` neurons.
     """
 
@@ -64,6 +67,7 @@ class Facts:
     stored_history: bool = False
     global_error: bool = False
     autograd: bool = False
+    by_row: bool = True
     refuses: tuple[Kind, ...] = ()
 
 
@@ -95,6 +99,10 @@ class Rule:
                 )
         if network.regression and "regression" in self.facts.refuses:
             raise UnsupportedError(f"{name} learns classes, and this network was built for real outputs; choose another rule")
+
+    def by_row(self, network: Network) -> bool:
+        """Whether the rows of a batch can be spread over processes, see :class:`Facts`."""
+        return self.facts.by_row
 
     def memory(self, network: Network, batch_size: int, num_steps: int) -> int:
         """Bytes that training holds at its peak beyond the interpreter, an estimate from above.
@@ -150,8 +158,12 @@ def layer_gradients(network: Network, index: int, at_weights: list[Tensor], at_b
     return [*gradients, at_bias.sum_to_size(layer.bias.shape)]
 
 
-def follow_rates(network: Network, activity: list[Tensor], batch: int, homeostasis: Homeostasis | None) -> None:
+def follow_rates(
+    network: Network, activity: list[Tensor], batch: int, homeostasis: Homeostasis | None, share: Share | None = None
+) -> None:
     """Move every layer's running rate towards its mean activity ``[*output_shape]``, then hold the rates in their band."""
+    if share is not None:
+        activity, batch = share.mean(activity), share.total
     for layer, mean in zip(network.layers, activity, strict=True):
         Homeostasis.follow(layer, mean, batch)
         if homeostasis is not None:
@@ -193,12 +205,15 @@ def make_optimizer(
 
 
 @torch.no_grad()
-def descend(optimizer: torch.optim.Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
-    """Hand the gradients to a ``torch.optim`` optimiser and let it step.
+def descend(
+    optimizer: torch.optim.Optimizer, parameters: list[Tensor], gradients: list[Tensor], share: Share | None = None
+) -> None:
+    """Hand the gradients, means over a batch's rows, to a ``torch.optim`` optimiser and let it step.
 
     Leaves inference mode for it: the moments that an optimiser creates on its first step, and ``.grad``, must be ordinary
     tensors or the network could not be used in an ordinary training loop afterwards.
     """
+    gradients = gradients if share is None else share.mean(gradients)
     with torch.inference_mode(False):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if parameter.grad is None:

@@ -45,6 +45,7 @@ from spikeprop.rules.base import (
 )
 from spikeprop.signals import FixedProjection, LearnedProjection
 from spikeprop.surrogate import LearnOn, Membrane
+from spikeprop.team import Share
 from spikeprop.traces import Eligibility, Source, eligibility
 
 CACHED = 2**18  # numbers of a layer's activity worked on at a time, so that what follows from them is still in the cache
@@ -67,6 +68,7 @@ class Stream:
     neurons: list[State]  # per layer, B + C rows
     eligibilities: list[Eligibility]
     count: Tensor  # activity of the last layer since the sequence began [B, *features]
+    spikes: Tensor  # of the last layer, in all rows, in the last steps that passed
     activity: list[Tensor]  # per layer, summed over the rows and steps since the last update
     phi: list[Tensor]  # what the losses read, summed likewise
     regions: list[Tensor | None]  # per layer, see :func:`region_means`
@@ -82,6 +84,8 @@ class SigPropState:
     parameters: list[Tensor]
     means: list[Tensor | None]  # per layer: running mean of phi over input rows, for batches of one
     stream: Stream | None = None
+    share: Share | None = None  # which part of the batch this process has, if others have the rest
+    entered: bool = False  # whether the rows that come hold the contexts already: the network is the upper part of another one
 
 
 @dataclass(frozen=True)
@@ -133,11 +137,16 @@ class SigProp(Rule):
                 f"{'real targets' if network.regression else 'class targets'} learns from; use a batch of at least {smallest}"
             )
 
+    def by_row(self, network: Network) -> bool:
+        return self.loss.by_row and not network.regression
+
     def memory(self, network: Network, batch_size: int, num_steps: int) -> int:
         rows = batch_size + (batch_size if network.regression else network.outputs)
         return super().memory(network, rows, num_steps)
 
-    def initial_state(self, network: Network, *, generator: torch.Generator | None = None) -> SigPropState:
+    def initial_state(
+        self, network: Network, *, generator: torch.Generator | None = None, entered: bool = False
+    ) -> SigPropState:
         if self.update_every is not None and self.update_every < 1:
             raise InputError(f"SigProp: update_every = {self.update_every} must be at least 1, or None for once per call")
         if self.regions is not None and self.regions < 1:
@@ -145,14 +154,16 @@ class SigProp(Rule):
         for layer in network.layers:
             if self.homeostasis is not None:
                 self.homeostasis.prepare(layer)
-        scale = self.target.scale * network.layers[0].neuron.unit
-        target = network.attach_target(scale=scale, learned=self.target.learned, generator=generator)
-        parameters = learned_by(network) + ([target.weight] if target.learned else [])
+        parameters = learned_by(network)
+        if not entered:
+            scale = self.target.scale * network.layers[0].neuron.unit
+            target = network.attach_target(scale=scale, learned=self.target.learned, generator=generator)
+            parameters += [target.weight] if target.learned else []
         optimizer = make_optimizer(self.optimizer, parameters, _units(network))
-        return SigPropState(optimizer, parameters, [None] * len(network.layers))
+        return SigPropState(optimizer, parameters, [None] * len(network.layers), entered=entered)
 
     def begin(self, state: SigPropState) -> SigPropState:
-        return SigPropState(state.optimizer, state.parameters, state.means)
+        return replace(state, stream=None)
 
     def tensors(self, state: SigPropState) -> dict[str, Tensor]:
         return {str(index): mean for index, mean in enumerate(state.means) if mean is not None}
@@ -164,22 +175,25 @@ class SigProp(Rule):
     @torch.inference_mode()
     def learn(self, network: Network, state: SigPropState, inputs: Tensor, labels: Tensor) -> tuple[Answer, SigPropState]:
         network.check(inputs)
-        labels = check_labels(network, inputs, labels)
-        self.check(network, inputs.shape[1])
+        batch = inputs.shape[1]
+        if state.entered:
+            batch -= batch // 2 if network.regression else network.outputs
+        labels = check_labels(network, inputs[:, :batch], labels)
+        self.check(network, batch if state.share is None else state.share.total)
         if state.stream is None:
             with torch.inference_mode(False):
-                state.stream = self._rest(network, inputs.shape[1])
+                state.stream = self._rest(network, batch, state.entered)
         stream = state.stream
-        if len(stream.count) != inputs.shape[1]:
+        if len(stream.count) != batch:
             raise InputError(
-                f"SigProp: the sequence began with a batch of {len(stream.count)} and goes on with one of {inputs.shape[1]}; "
+                f"SigProp: the sequence began with a batch of {len(stream.count)} and goes on with one of {batch}; "
                 "call rule.begin(state) before a new sequence"
             )
         losses, seen, start = [], [], 0
         while start < len(inputs):
             stop = len(inputs) if self.update_every is None else min(len(inputs), start + self.update_every - stream.window)
             present = labels if network.regression else labels[start:stop]
-            loss, activity = self._propagate(network, state.means, stream, inputs[start:stop], present)
+            loss, activity = self._propagate(network, state, stream, inputs[start:stop], present)
             rates = stream.count / stream.steps
             outputs = network.readout(rates)
             losses.append(loss)
@@ -190,37 +204,39 @@ class SigProp(Rule):
             start = stop
         with torch.inference_mode(False):  # what the caller keeps are ordinary tensors
             stream.neurons = [type(neurons)(*map(_ordinary, neurons)) for neurons in stream.neurons]
-            activity = [torch.stack(parts).sum(0) / (inputs.shape[0] * inputs.shape[1]) for parts in zip(*seen, strict=True)]
+            activity = [torch.stack(parts).sum(0) / (len(inputs) * batch) for parts in zip(*seen, strict=True)]
             return Answer(outputs.clone(), torch.stack(losses).sum(0) / len(inputs), activity), state
 
     def _propagate(
-        self, network: Network, means: list[Tensor | None], stream: Stream, x: Tensor, labels: Tensor
+        self, network: Network, state: SigPropState, stream: Stream, x: Tensor, labels: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         """Both streams through every layer for k steps; local losses summed over steps, activity summed over steps and rows."""
-        steps, batch = x.shape[:2]
+        steps, batch = len(x), len(stream.count)
+        alone = batch == 1 if state.share is None else state.share.total == 1
         if network.regression:  # every sample is its own context
             targets, labels = labels, torch.arange(batch, device=x.device).expand(steps, batch)
         else:
             targets = torch.eye(network.outputs, dtype=x.dtype, device=x.device)
         losses, activities = [], []
         for index, layer in enumerate(network.layers):
-            if index == 0:
+            enters = index == 0 and not state.entered
+            if enters:
                 x = fused.laid_out(with_mean_rows(x, network.input_mean, len(targets)), layer)
             elif layer.synapse.weight is None:  # nothing else would bring spikes back from the type of products
                 x = x.to(layer.bias.dtype)
             drive, sources = layer.drive(x), [x]
-            if index == 0:
+            if enters:
                 drive = drive[:1].clone() if is_constant(x) else drive
                 drive[:, batch:] += network.attach_target()(targets)
                 drive = drive.expand(steps, *drive.shape[1:])
                 sources.append(targets.expand(steps, *targets.shape))
-            before, mean = stream.neurons[index], means[index] if batch == 1 else None
+            before, mean = stream.neurons[index], state.means[index] if alone else None
             at = (layer, self.learn_on, self.loss, stream.regions[index], before, drive, network.fold_bias(index))
-            if not network.regression and fused.fits(layer, self.learn_on, self.loss, drive):
+            if not network.regression and state.share is None and fused.fits(layer, self.learn_on, self.loss, drive):
                 last, rounded = index == len(network.layers) - 1, stream.eligibilities[index].rounds
                 found = fused.learn(*at, labels, mean, count=last, rounded=rounded)
             else:
-                found = learn_locally(*at, labels, mean)
+                found = learn_locally(*at, labels, mean, state.share)
             stream.neurons[index], spikes = found.state, found.spikes
             if layer.recurrent is not None:
                 sources.append(spikes_before(before, spikes))
@@ -232,43 +248,47 @@ class SigProp(Rule):
             stream.activity[index] = stream.activity[index] + found.activity
             x = spikes
         assert found.counts is not None
-        stream.count = stream.count + found.counts
+        stream.count, stream.spikes = stream.count + found.counts, x
         stream.steps += steps
         stream.window += steps
         return torch.stack(losses), activities
 
-    def _rest(self, network: Network, batch: int) -> Stream:
+    def _rest(self, network: Network, batch: int, entered: bool) -> Stream:
         """The start of a sequence: membranes, traces and counts at zero."""
-        target = network.attach_target()
         neurons = network.initial_state(batch + (batch if network.regression else network.outputs))
         eligibilities = []
         for index, layer in enumerate(network.layers):
             sources = [Source(layer.synapse, slice(None))]
-            if index == 0:
-                sources.append(Source(target, slice(batch, None)))
+            if index == 0 and not entered:
+                sources.append(Source(network.attach_target(), slice(batch, None)))
             if layer.recurrent is not None:
                 sources.append(Source(layer.recurrent, slice(None)))
             eligibilities.append(eligibility(layer, sources, exact=self.trace == "exact"))
         silence = [torch.zeros_like(layer.rate) for layer in network.layers]
         nothing = [layer.rate.new_zeros(()) for layer in network.layers]
         regions = [region_means(layer.rate, self.regions) for layer in network.layers]
-        return Stream(neurons, eligibilities, neurons[-1].membrane[:batch], silence, nothing, regions)
+        rest = neurons[-1].membrane
+        return Stream(neurons, eligibilities, rest[:batch], rest[:0], silence, nothing, regions)
 
     def _update(self, network: Network, state: SigPropState, stream: Stream, readout: list[Tensor]) -> None:
         """One step of the optimiser, then homeostasis and the running means, all from this window alone."""
         gradients, target = [], []
         for index in range(len(network.layers)):
             collected, at_bias = stream.eligibilities[index].collect()
-            if index == 0:
+            if index == 0 and not state.entered:
                 at_target = collected.pop(1)
                 target = [at_target.div_(stream.window)] if network.attach_target().learned else []
             gradients += layer_gradients(network, index, collected, at_bias)
-        descend(state.optimizer, state.parameters, [*(part.div_(stream.window) for part in gradients), *readout, *target])
+        gradients = [*(part.div_(stream.window) for part in gradients), *readout, *target]
+        descend(state.optimizer, state.parameters, gradients, state.share)
 
         batch, samples = len(stream.count), stream.window * len(stream.count)
-        follow_rates(network, [activity / samples for activity in stream.activity], batch, self.homeostasis)
-        for index, layer in enumerate(network.layers):
-            before, mean = state.means[index], stream.phi[index] / samples
+        follow_rates(network, [activity / samples for activity in stream.activity], batch, self.homeostasis, state.share)
+        phi = [phi / samples for phi in stream.phi]
+        if state.share is not None:
+            batch, phi = state.share.total, state.share.mean(phi)
+        for index, (layer, mean) in enumerate(zip(network.layers, phi, strict=True)):
+            before = state.means[index]
             if before is None or before.shape != mean.shape:  # of a checkpoint made with other regions
                 before = mean
             state.means[index] = before.lerp(mean, min(0.1, batch / 128))
@@ -286,6 +306,7 @@ def learn_locally(
     bias: Tensor,
     labels: Tensor,
     mean: Tensor | None,
+    share: Share | None = None,
 ) -> Local:
     """k steps of a layer's neurons, and the error that its local loss finds at every membrane.
 
@@ -297,17 +318,23 @@ def learn_locally(
         bias: with the centring folded in, in place of the layer's own.
         labels: the context of each input row at each step ``[k, B]``.
         mean: replaces the rows' own mean ``[m]`` in batches of one.
+        share: which part of the batch these rows are; their mean is that of all parts then.
     """
     (spikes, membrane), state = layer.run(state, drive, bias)
     batch = labels.shape[1]
     error, total = torch.empty_like(membrane), membrane.new_zeros(())
     phi_sum = membrane.new_zeros(())
-    size = max(1, CACHED * len(drive) // membrane.numel())
+    together = membrane.shape[1] if share is None else share.total  # as many pieces in every process
+    size = max(1, CACHED // (together * layer.rate.numel()))
     for some, present, room in zip(membrane.split(size), labels.split(size), error.split(size), strict=True):
         phi, slope = read(learn_on, some, layer.neuron)
         phi = phi if regions is None else phi.flatten(3) @ regions
         h, t = phi.flatten(2).tensor_split([batch], 1)
-        found, dh, dt = loss(h, t, present, mean)
+        if share is None or mean is not None:
+            found, dh, dt = loss(h, t, present, mean)
+        else:
+            found, dh, dt = loss(h, t, present, share.mean([h.mean(1, keepdim=True)])[0])
+            dh = dh - share.mean([dh.sum(1, keepdim=True)])[0] / len(h[0])
         for rows, gradient in ((slice(0, batch), dh), (slice(batch, None), dt)):
             gradient = gradient if regions is None else gradient.view_as(phi[:, rows]) @ regions.T
             gradient = gradient.view_as(some[:, rows])
@@ -349,6 +376,6 @@ def _units(network: Network) -> dict[int, float]:
     units = {}
     for index, layer in enumerate(network.layers):
         if (unit := layer.neuron.unit) != 1.0:
-            target = [network.attach_target().weight] if index == 0 else []
+            target = [network.target.weight] if index == 0 and network.target is not None else []
             units.update({id(tensor): unit for tensor in (*layer.weights(), *target)})
     return units

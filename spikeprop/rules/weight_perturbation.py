@@ -43,6 +43,7 @@ class WeightPerturbation(WindowedRule):
         memory="O(B w samples)",
         global_error=True,
         refuses=("conv",),
+        by_row=False,
     )
 
     sigma: float = 0.2

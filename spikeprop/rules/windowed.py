@@ -37,6 +37,7 @@ from spikeprop.rules.base import (
     make_optimizer,
 )
 from spikeprop.surrogate import ATan, LearnOn
+from spikeprop.team import Share
 from spikeprop.traces import Eligibility, Source, eligibility
 
 
@@ -56,7 +57,8 @@ class WindowedState:
     """What a rule carries along.
 
     ``own``: the rule's own weights by name, learned or fixed; ``parameters``: all that the optimiser moves, the network's
-    tensors and then the learned ones among ``own``; ``generator``: the rule's random numbers; ``stream``: one per sequence.
+    tensors and then the learned ones among ``own``; ``generator``: the rule's random numbers; ``stream``: one per sequence;
+    ``share``: which part of the batch this process has, if others have the rest.
     """
 
     optimizer: torch.optim.Optimizer
@@ -64,6 +66,7 @@ class WindowedState:
     own: dict[str, Tensor]
     generator: torch.Generator
     stream: Stream | None = None
+    share: Share | None = None
 
 
 class Window(NamedTuple):
@@ -148,8 +151,9 @@ class WindowedRule(Rule):
         for start in range(0, len(inputs), steps):
             x = inputs[start : start + steps]
             window = self.window(network, state, stream, x, labels if network.regression else labels[start : start + steps])
-            descend(state.optimizer, state.parameters, window.gradients)
-            follow_rates(network, [part / (len(x) * batch) for part in window.activity], batch, self.homeostasis)
+            descend(state.optimizer, state.parameters, window.gradients, state.share)
+            rates = [part / (len(x) * batch) for part in window.activity]
+            follow_rates(network, rates, batch, self.homeostasis, state.share)
             found.append(window)
         activity = [
             torch.stack(parts).sum(0) / (len(inputs) * batch) for parts in zip(*(w.activity for w in found), strict=True)
