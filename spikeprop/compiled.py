@@ -32,3 +32,20 @@ def suits(*tensors: Tensor) -> bool:
 def float32(value: float) -> Any:
     """A number of that type, which the loops compute with."""
     return torch.tensor(value, dtype=torch.float32).numpy()[()]
+
+
+def by_width(x: Tensor) -> tuple[Any, Any]:
+    """An array as float32 and as the bits of bfloat16, for loops that take either; the one that it is not has no entries."""
+    if x.dtype == torch.bfloat16:
+        return torch.empty(0, *x.shape[1:], dtype=torch.float32).numpy(), x.view(torch.uint16).numpy()
+    return x.numpy(), torch.empty(0, *x.shape[1:], dtype=torch.uint16).numpy()
+
+
+def places(at: list[int] | None, steps: int) -> list[int]:
+    """For each of some steps its place among those that are kept (None: all of them), or -1."""
+    if at is None:
+        return list(range(steps))
+    found = [-1] * steps
+    for place, step in enumerate(at):
+        found[step] = place
+    return found

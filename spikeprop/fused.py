@@ -24,7 +24,10 @@ FLOATS: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defa
 
 
 class Local(NamedTuple):
-    """What k steps of a layer give its own learning, in shapes of ``[k, R, *features]`` unless said otherwise."""
+    """What k steps of a layer give its own learning, in shapes of ``[k, R, *features]`` unless said otherwise.
+
+    The loss may read some of the steps only: error, loss and phi are of these.
+    """
 
     state: State
     spikes: Tensor
@@ -49,10 +52,10 @@ def laid_out(x: Tensor, layer: Layer) -> Tensor:
     return seen.movedim(2, -1).contiguous().movedim(-1, 2).expand_as(x)
 
 
-def fits(layer: Layer, learn_on: LearnOn, loss: LocalLoss, drive: Tensor) -> bool:
+def fits(layer: Layer, learn_on: LearnOn, loss: LocalLoss) -> bool:
     """Whether :func:`learn` can take the place of the plain path."""
     return (
-        compiled.suits(drive)
+        compiled.suits(layer.bias)
         and type(layer.neuron) is LIF
         and layer.recurrent is None
         and type(learn_on) in (ATan, Membrane)
@@ -67,9 +70,11 @@ def learn(
     regions: Tensor | None,
     state: State,
     drive: Tensor,
+    contexts: Tensor | None,
     bias: Tensor,
     labels: Tensor,
     mean: Tensor | None,
+    at: list[int],
     *,
     count: bool,
     rounded: bool,
@@ -77,26 +82,31 @@ def learn(
     """k steps of a layer for which :func:`fits` holds.
 
     Args:
-        layer, learn_on, loss, mean: as the plain path has them.
+        layer, learn_on, loss, mean, at: as the plain path has them.
         regions: see :func:`spikeprop.rules.sigprop.region_means`.
         state: of R rows, the B input rows first.
-        drive: ``[k, R, *features]``.
+        drive: ``[k, R, *features]``, or ``[k, B, *features]`` beside the ``contexts [C, *features]``, whose drive is always the
+            same; in float32 or bfloat16.
         bias: with the centring folded in.
         labels: ``[k, B]``.
         count: whether each row's spikes are counted.
         rounded: whether the error only goes into products; it then comes in their type (:func:`product_type`).
     """
     assert isinstance(loss, SimilarityCrossEntropy)
-    steps, rows, batch = *drive.shape[:2], labels.shape[1]
+    steps, batch = labels.shape
+    if contexts is not None and is_constant(drive):
+        drive, contexts = torch.cat([drive[0], contexts]).expand(steps, -1, *layer.output_shape), None
     neuron, constant = layer.neuron, is_constant(drive)
     numbers = torch.stack([_flat(part, layer) for part in (bias, neuron.alpha, neuron.beta, neuron.threshold)])
     has_current = bool((numbers[1] > 0.0).any())
     with torch.inference_mode(False):  # the state outlives the learning: it must be ordinary tensors
         moving = [_copy(part) if moves else part[:0] for part, moves in zip(state, (has_current, True), strict=True)]
     present = _put_channels_last(drive[:1] if constant else drive, 2)
-    narrow = product_type(drive) == torch.bfloat16
-    spikes, narrow_spikes = _room(narrow, steps, present.shape[1:])
-    error, narrow_error = _room(narrow and rounded, steps, present.shape[1:])
+    given = torch.zeros(0, layer.rate.numel(), **FLOATS) if contexts is None else _put_channels_last(contexts, 1).flatten(1)
+    narrow = product_type(layer.bias) == torch.bfloat16
+    shape = torch.Size([present.shape[1] + len(given), *present.shape[2:]])
+    spikes, narrow_spikes = _room(narrow, steps, shape)
+    error, narrow_error = _room(narrow and rounded, len(at), shape)
 
     channels = layer.output_shape[0]
     places, shares = torch.zeros(0, 0, dtype=torch.int64, device="cpu"), torch.zeros(0, 0, **FLOATS)
@@ -105,11 +115,13 @@ def learn(
         shares, places = regions.topk(int((regions > 0).sum(1).max()), 1)
         size = channels * regions.shape[1]
     phi, activity = torch.zeros(size, **FLOATS), torch.zeros(layer.rate.numel(), **FLOATS)
-    counts, error_sum = (torch.zeros(kept, layer.rate.numel(), **FLOATS) for kept in (batch if count else 0, steps))
+    counts, error_sum = (torch.zeros(kept, layer.rate.numel(), **FLOATS) for kept in (batch if count else 0, len(at)))
     unit = layer.neuron.unit
     kernels = compiled.loops()
     total = kernels.learn(
-        present.reshape(len(present), rows, -1).numpy(),
+        *compiled.by_width(present.flatten(2)),
+        given.numpy(),
+        torch.tensor(compiled.places(at, steps)).numpy(),
         numbers.numpy(),
         (kernels.ZERO, kernels.SUBTRACT, kernels.NONE)[("zero", "subtract", "none").index(neuron.reset_mechanism)],
         has_current,
@@ -118,7 +130,7 @@ def learn(
         places.numpy(),
         shares.numpy(),
         labels.contiguous().numpy(),
-        (drive.new_zeros(0) if mean is None else _by_place(mean, channels)).numpy(),
+        (torch.zeros(0, **FLOATS) if mean is None else _by_place(mean, channels)).numpy(),
         (compiled.float32(loss.temperature), loss.similarity == "cosine", compiled.float32(smallest_norm(size))),
         *(part.flatten(2).numpy() for part in (spikes, error)),
         *(part.flatten(2).view(torch.uint16).numpy() for part in (narrow_spikes, narrow_error)),
@@ -129,11 +141,11 @@ def learn(
         NeuronState(current, _seen_channels_first(moving[1], 1)),
         _seen_channels_first(narrow_spikes if narrow else spikes, 2),
         _seen_channels_first(narrow_error if narrow and rounded else error, 2),
-        drive.new_tensor(total),
+        layer.bias.new_tensor(total),
         phi.view(-1, channels).T.reshape(-1),
         _seen_channels_first(activity.view(*layer.output_shape[1:], channels), 0),
         _seen_channels_first(counts.view(batch, *layer.output_shape[1:], channels), 1) if count else None,
-        _seen_channels_first(error_sum.view(steps, *layer.output_shape[1:], channels), 1),
+        _seen_channels_first(error_sum.view(len(at), *layer.output_shape[1:], channels), 1),
     )
 
 

@@ -79,21 +79,27 @@ def advance_row(
 
 
 @exact
-def _distance(membrane: Any, threshold: Any, unit: Any) -> Any:
-    """From the threshold, in thresholds; exact, because a window ends at some distance."""
-    return (membrane / unit) / (threshold / unit) - _ONE
+def read_window(before: Any, threshold: Any, unit: Any, width: Any, phi: Any) -> None:
+    """:func:`read_row` for CLIPPED: the distance from the threshold, in thresholds. Exact, because the window ends at some."""
+    for j in range(before.shape[0]):
+        distance = (before[j] / unit) / (threshold[j] / unit) - _ONE
+        phi[j] = min(max(distance, -width), width)
+
+
+@exact
+def apply_window(before: Any, threshold: Any, unit: Any, width: Any, error: Any) -> None:
+    """:func:`apply_slope` for CLIPPED."""
+    for j in range(before.shape[0]):
+        distance = (before[j] / unit) / (threshold[j] / unit) - _ONE
+        error[j] = error[j] / threshold[j] if abs(distance) <= width else _ZERO
 
 
 @free
 def read_row(before: Any, threshold: Any, unit: Any, option: int, width: Any, phi: Any) -> None:
-    """phi of one row of membranes, ``LearnOn`` in units of ``unit``."""
+    """phi of one row of membranes, RAW or ATAN, in units of ``unit``."""
     if option == RAW:
         for j in range(before.shape[0]):
             phi[j] = before[j] / unit
-    elif option == CLIPPED:
-        for j in range(before.shape[0]):
-            distance = _distance(before[j], threshold[j], unit)
-            phi[j] = min(max(distance, -width), width)
     else:
         steepness = np.float32(np.pi) / width
         share = np.float32(1.0 / np.pi)
@@ -115,10 +121,6 @@ def apply_slope(before: Any, threshold: Any, unit: Any, option: int, width: Any,
     if option == RAW:
         for j in range(before.shape[0]):
             error[j] /= unit
-    elif option == CLIPPED:
-        for j in range(before.shape[0]):
-            distance = _distance(before[j], threshold[j], unit)
-            error[j] = error[j] / threshold[j] if abs(distance) <= width else _ZERO
     else:
         curvature = np.float32(np.pi**2) / width
         for j in range(before.shape[0]):
@@ -313,13 +315,16 @@ def compare(h: Any, t: Any, labels: Any, mean: Any, temperature: Any, cosine: bo
 @exact
 def learn(
     drive: Any,
+    narrow_drive: Any,
+    contexts: Any,
+    places: Any,
     neurons: Any,
     reset: int,
     has_current: bool,
     current: Any,
     membrane: Any,
     reading: Any,
-    places: Any,
+    regions: Any,
     shares: Any,
     labels: Any,
     mean: Any,
@@ -333,46 +338,59 @@ def learn(
     counts: Any,
     error_sum: Any,
 ) -> float:
-    """k steps of a layer and its local loss; returns the loss summed over the steps.
+    """k steps of a layer and its local loss; returns the loss summed over the steps that it reads.
 
     Args:
         drive: ``[k, R, n]``, or ``[1, R, n]`` for a constant one; the first B rows are inputs, the others contexts.
+        narrow_drive: the same as bits of bfloat16, if it has entries.
+        contexts: ``[C, n]``: the drive of the contexts at every step, if they have no rows in the other.
+        places: ``[k]``: the place of a step's error among those that are kept; the loss does not read it if below 0.
         neurons: ``[4, n]``: bias, alpha, beta and threshold.
         reset: ZERO, SUBTRACT or NONE.
         has_current: whether any alpha is above 0.
         current, membrane: ``[R, n]``, moved on in place.
         reading: unit (float32), option (RAW, CLIPPED or ATAN) and its width (float32).
-        places, shares: the regions of a map ``[P, i]``, see :func:`_pool`; no entries: every neuron for itself.
+        regions, shares: the regions of a map ``[P, i]``, see :func:`_pool`; no entries: every neuron for itself.
         labels: ``[k, B]``.
         mean: ``[m]``, see :func:`compare`.
         loss: temperature (float32), whether the similarity is the cosine, and the norm below which a row counts as zero
             (float32).
-        spikes, error: ``[k, R, n]`` float32, written; if the first axis has one entry only, it is a scratch for every step.
+        spikes, error: ``[k, R, n]`` float32, written; if the first axis has one entry only, it is a scratch for every step. Of
+            the error there are the steps that the loss reads.
         narrow_spikes, narrow_error: the same as bits of bfloat16, where they have entries.
-        phi_sum ``[m]``, activity ``[n]``, counts ``[B, n]``: of the input rows, summed over steps, the first two over rows as
-            well; added to. Counts without entries are not taken.
-        error_sum: ``[k, n]``: the error summed over rows; added to.
+        phi_sum ``[m]``, activity ``[n]``, counts ``[B, n]``: of the input rows, summed over steps (phi: those read), the first
+            two over rows as well; added to. Counts without entries are not taken.
+        error_sum: ``[k, n]``: the error summed over rows, of the steps read; added to.
     """
     steps, batch = labels.shape
     rows, size = spikes.shape[1:]
     unit, option, width = reading
     temperature, cosine, smallest = loss
-    pools = places.shape[0] > 0
-    channels = size // places.shape[0] if pools else size
+    pools = regions.shape[0] > 0
+    channels = size // regions.shape[0] if pools else size
+    is_narrow = narrow_drive.shape[0] > 0
+    driven = narrow_drive.shape[1] if is_narrow else drive.shape[1]
+    wide = np.empty(size, np.float32)
     before = np.empty((rows, size), np.float32)
     phi = np.empty(size, np.float32)
     read = np.empty((rows, phi_sum.shape[0]), np.float32)
     bias, alpha, beta, threshold = neurons[0], neurons[1], neurons[2], neurons[3]
     total = 0.0
     for step in range(steps):
-        present = drive[step if drive.shape[0] > 1 else 0]
         spiked = spikes[step if spikes.shape[0] > 1 else 0]
-        wrong = error[step if error.shape[0] > 1 else 0]
+        place = places[step]
         for row in range(rows):
+            if row >= driven:
+                present = contexts[row - driven]
+            elif is_narrow:
+                widen(narrow_drive[step, row], wide)
+                present = wide
+            else:
+                present = drive[step if drive.shape[0] > 1 else 0, row]
             for start in range(0, size, BLOCK):
                 stop = min(size, start + BLOCK)
                 advance_row(
-                    present[row, start:stop],
+                    present[start:stop],
                     bias[start:stop],
                     alpha[start:stop],
                     beta[start:stop],
@@ -384,36 +402,48 @@ def learn(
                     before[row, start:stop],
                     spiked[row, start:stop],
                 )
-                own = phi[start:stop] if pools else read[row, start:stop]
-                read_row(before[row, start:stop], threshold[start:stop], unit, option, width, own)
+                if place >= 0:
+                    own = phi[start:stop] if pools else read[row, start:stop]
+                    if option == CLIPPED:
+                        read_window(before[row, start:stop], threshold[start:stop], unit, width, own)
+                    else:
+                        read_row(before[row, start:stop], threshold[start:stop], unit, option, width, own)
                 if row < batch:
                     _add_to(activity[start:stop], spiked[row, start:stop])
                     if counts.shape[0] > 0:
                         _add_to(counts[row, start:stop], spiked[row, start:stop])
-            if pools:
-                _pool(phi, places, shares, channels, read[row])
+            if pools and place >= 0:
+                _pool(phi, regions, shares, channels, read[row])
             if narrow_spikes.shape[0] > 0:
                 narrow(spiked[row], narrow_spikes[step, row])
+        if place < 0:
+            continue
+        wrong = error[place if error.shape[0] > 1 else 0]
         total += compare(read[:batch], read[batch:], labels[step], mean, temperature, cosine, smallest, phi_sum)
         for row in range(rows):
             if pools:
-                _spread(read[row], places, shares, channels, wrong[row])
+                _spread(read[row], regions, shares, channels, wrong[row])
             else:
                 wrong[row] = read[row]
             for start in range(0, size, BLOCK):
                 stop = min(size, start + BLOCK)
-                apply_slope(before[row, start:stop], threshold[start:stop], unit, option, width, wrong[row, start:stop])
-            _add_to(error_sum[step], wrong[row])
+                now, own = before[row, start:stop], wrong[row, start:stop]
+                if option == CLIPPED:
+                    apply_window(now, threshold[start:stop], unit, width, own)
+                else:
+                    apply_slope(now, threshold[start:stop], unit, option, width, own)
+            _add_to(error_sum[place], wrong[row])
             if narrow_error.shape[0] > 0:
-                narrow(wrong[row], narrow_error[step, row])
+                narrow(wrong[row], narrow_error[place, row])
     return total
 
 
 @free
-def low_pass(x: Any, narrow_x: Any, keep: Any, last: Any, filtered: Any, narrow_filtered: Any) -> None:
+def low_pass(x: Any, narrow_x: Any, places: Any, keep: Any, last: Any, filtered: Any, narrow_filtered: Any) -> None:
     """``y[t] = keep y[t-1] + x[t]`` for ``x [k, N]``, from ``last [N]``, which ends as y at the last step.
 
-    Input and output are float32 or bits of bfloat16, whichever arrays have entries.
+    ``places [k]``: where in the output a step's y goes; nowhere if below 0. Input and output are float32 or bits of bfloat16,
+    whichever arrays have entries.
     """
     steps, size = max(x.shape[0], narrow_x.shape[0]), last.shape[0]
     wide = np.empty(min(size, BLOCK), np.float32)
@@ -428,10 +458,12 @@ def low_pass(x: Any, narrow_x: Any, keep: Any, last: Any, filtered: Any, narrow_
                 present = x[step, start:stop]
             for j in range(stop - start):
                 now[j] = present[j] + keep * now[j]
+            if places[step] < 0:
+                continue
             if narrow_filtered.shape[0] > 0:
-                narrow(now, narrow_filtered[step, start:stop])
+                narrow(now, narrow_filtered[places[step], start:stop])
             else:
-                filtered[step, start:stop] = now
+                filtered[places[step], start:stop] = now
 
 
 @free

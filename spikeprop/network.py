@@ -62,15 +62,18 @@ class Layer(nn.Module):
         """A stretch of time: the drive from below ``[T, B, *output_shape]`` to activity, the recurrent synapse included."""
         return self.neuron.run(state, drive, bias, arithmetic, self.recurrent)
 
-    def drive(self, inputs: Tensor) -> Tensor:
-        """Inputs ``[T, B, *input_shape]`` to drive ``[T, B, *output_shape]``; a constant input is multiplied only once."""
+    def drive(self, inputs: Tensor, *, as_multiplied: bool = False) -> Tensor:
+        """Inputs ``[T, B, *input_shape]`` to drive ``[T, B, *output_shape]``; a constant input is multiplied only once.
+
+        ``as_multiplied`` leaves what changes in time in the type of products (:func:`spikeprop.synapse.product_type`).
+        """
         steps, batch = inputs.shape[:2]
         if is_constant(inputs):
             return self.synapse(inputs[0]).expand(steps, batch, *self.output_shape)
         rows = inputs.flatten(0, 1)
         if rows.dim() == 4:  # flattening forgets the place of a single channel
             rows = channels_last_if_one(rows, inputs.stride(2) == 1)
-        return self.synapse(rows).unflatten(0, (steps, batch))
+        return (self.synapse.product if as_multiplied else self.synapse)(rows).unflatten(0, (steps, batch))
 
     def weights(self) -> list[Tensor]:
         """What learning changes: the weights of the synapse (if it has any) and of the recurrent one, then the bias."""

@@ -35,6 +35,14 @@ class Synapse(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def product(self, x: Tensor) -> Tensor:
+        """:meth:`forward` in the type that its last product was computed in (:func:`product_type`)."""
+        return self(x)
+
+    def as_multiplied(self, x: Tensor) -> Tensor:
+        """The input in the type in which it meets the weights, where nothing is computed with it before that."""
+        return x
+
     def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
         """The transposed map: ``[N, *output_shape] -> [N, *input_shape]``."""
         raise NotImplementedError
@@ -71,8 +79,13 @@ class Dense(Synapse):
         return (self.outputs,)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, weight = in_product_type(self.weight, x, self.weight)
-        return F.linear(x, weight).to(self.weight.dtype)
+        return self.product(x).to(self.weight.dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        return F.linear(*in_product_type(self.weight, x, self.weight))
+
+    def as_multiplied(self, x: Tensor) -> Tensor:
+        return x.to(product_type(self.weight))
 
     def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
         return error @ self.weight
@@ -127,8 +140,14 @@ class Conv2d(Synapse):
         return (self.arguments["channels_out"], height, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.product(x).to(self.weight.dtype)
+
+    def product(self, x: Tensor) -> Tensor:
         x, weight = in_product_type(self.weight, x, self.weight)
-        return F.conv2d(x, weight, None, *self.how).to(self.weight.dtype)
+        return F.conv2d(x, weight, None, *self.how)
+
+    def as_multiplied(self, x: Tensor) -> Tensor:
+        return x.to(product_type(self.weight))
 
     def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
         return conv2d_input((len(error), *input_shape), self.weight, error, *self.how)
@@ -141,11 +160,11 @@ class Conv2d(Synapse):
         """This map and then means over ``size x size`` windows, for strides of 1: one strided convolution with a larger kernel.
 
         A mean over shifted outputs is what one kernel gives that is the mean of the shifted kernels; it takes 1 / size^2 of the
-        places.
+        places. Returned in the type of products.
         """
         kernel = self._spread(self.weight, size)
         x, kernel = in_product_type(self.weight, x, kernel)
-        return F.conv2d(x, kernel, None, size, *self.how[1:]).to(self.weight.dtype)
+        return F.conv2d(x, kernel, None, size, *self.how[1:])
 
     def weight_gradient_then_pooled(self, error: Tensor, x: Tensor, size: int) -> Tensor:
         """:meth:`weight_gradient`, of an error at the pooled outputs."""
@@ -294,15 +313,23 @@ class Chain(Synapse):
         return shapes
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = iter(enumerate(self.parts))
-        for index, part in parts:
-            size = self._pools(index)
-            if size is None:
-                x = part(x)
-            else:
-                x = part.then_pooled(x, size)  # type: ignore[operator]
-                next(parts)
+        x = self.product(x)
+        return x if self.weight is None else x.to(self.weight.dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        index = 0
+        while index < len(self.parts):
+            part, size = self.parts[index], self._pools(index)
+            x = part.product(x) if size is None else part.then_pooled(x, size)  # type: ignore[operator]
+            index += 1 if size is None else 2
+            if self.weight is not None and index < len(self.parts) and index > (self.weighted or 0):
+                x = x.to(self.weight.dtype)  # what follows a product is computed in full
         return x
+
+    def as_multiplied(self, x: Tensor) -> Tensor:
+        if self.weighted is None or not all(isinstance(part, Flatten) for part in self.parts[: self.weighted]):
+            return x
+        return self.parts[self.weighted].as_multiplied(x)  # type: ignore[operator]
 
     def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
         return self._pull_back(error, self._shapes(input_shape), 0)

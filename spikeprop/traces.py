@@ -18,7 +18,7 @@ activity. Three forms:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,10 +48,18 @@ class Eligibility:
     def __init__(self, layer: Layer, sources: list[Source]) -> None:
         self.layer, self.sources = layer, sources
 
-    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor, error_sum: Tensor | None = None) -> None:
+    def observe(
+        self,
+        inputs: list[Tensor],
+        error: Tensor,
+        spikes: Tensor,
+        error_sum: Tensor | None = None,
+        at: list[int] | None = None,
+    ) -> None:
         """Take in k steps: per source ``[k, rows, *input_shape]``; error and spikes ``[k, R, *output_shape]``.
 
-        ``error_sum``: the error summed over rows, where that is known.
+        ``error_sum``: the error summed over rows, where that is known. ``at``: the steps that the error is of, if not of all;
+        it is zero at the others.
         """
         raise NotImplementedError
 
@@ -60,35 +68,35 @@ class Eligibility:
         raise NotImplementedError
 
 
-def low_pass(x: Tensor, keep: float, before: Tensor | None, into: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+def low_pass(
+    x: Tensor, keep: float, before: Tensor | None, into: torch.dtype | None = None, at: list[int] | None = None
+) -> tuple[Tensor, Tensor]:
     """y[t] = keep y[t-1] + x[t] along the first axis, from y[-1] = before (None: from rest).
 
-    Returns y in the type ``into`` (by default that of x) and its last step, exactly.
+    Returns y, at the steps ``at`` (None: at all), in the type ``into`` (by default that of x); and its last step, exactly.
     """
     exact = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
     if keep == 0.0:
-        return x, x[-1].to(exact, copy=True)
+        return x if at is None else x[at], x[-1].to(exact, copy=True)
     last = torch.zeros_like(x[0], dtype=exact) if before is None else before.clone()
-    filtered = torch.empty_like(x, dtype=into or x.dtype)
+    places = compiled.places(at, len(x))
+    filtered = torch.empty_like(x if at is None else x[: len(at)], dtype=into or x.dtype)
     laid = [in_memory(part) for part in (x, filtered, last.unsqueeze(0))]
     types = {x.dtype, filtered.dtype}
     alike = {_channels_last(part) for part in (x, filtered, last.unsqueeze(0))}  # shapes alone would not tell C = H = W
-    whole = all(part.is_contiguous() for part in laid) and len(alike) == 1
+    whole = all(part.is_contiguous() for part in laid) and len(alike) == 1 and len(filtered) > 0
     if types <= {torch.float32, torch.bfloat16} and compiled.suits(last) and whole:
         present, out, state = (part.flatten(1) for part in laid)
-        compiled.loops().low_pass(*_by_width(present), compiled.float32(keep), state[0].numpy(), *_by_width(out))
+        numbers = torch.tensor(places).numpy()
+        compiled.loops().low_pass(
+            *compiled.by_width(present), numbers, compiled.float32(keep), state[0].numpy(), *compiled.by_width(out)
+        )
         return filtered, last
-    for present, out in zip(x, filtered, strict=True):
+    for present, place in zip(x, places, strict=True):
         last = torch.add(present.to(exact), last, alpha=keep)
-        out.copy_(last)
+        if place >= 0:
+            filtered[place] = last
     return filtered, last
-
-
-def _by_width(x: Tensor) -> tuple[Any, Any]:
-    """``[k, N]`` as float32 and as the bits of bfloat16; the one that it is not has no entries."""
-    narrow = x.dtype == torch.bfloat16
-    none = torch.empty(0, x.shape[1], dtype=torch.float32 if narrow else torch.uint16).numpy()
-    return (none, x.view(torch.uint16).numpy()) if narrow else (x.numpy(), none)
 
 
 def in_memory(x: Tensor) -> Tensor:
@@ -172,11 +180,12 @@ class SharedTrace(Eligibility):
         nothing = torch.zeros((), dtype=self.layer.bias.dtype, device=self.layer.bias.device)
         self.gradients, self.bias_gradient = [nothing] * len(self.sources), nothing
 
-    def follow(self, inputs: list[Tensor], steps: int) -> tuple[Tensor, list[Tensor | None]]:
+    def follow(self, inputs: list[Tensor], steps: int, at: list[int] | None = None) -> tuple[Tensor, list[Tensor | None]]:
         """Move the traces on by some steps of input.
 
         Returns the filter's response to a constant 1 (the bias's trace) per step ``[k]``, and each source's traces ``[k, rows,
-        *input_shape]``, or None where the input is constant from rest and its trace is just the response times the input.
+        *input_shape]``, or None where the input is constant from rest and its trace is just the response times the input; both
+        at the steps ``at`` only, if they are given.
         """
         response, self.bias_trace = low_pass(torch.ones(steps, dtype=torch.float64), self.beta, self.bias_trace)
         followed: list[Tensor | None] = []
@@ -190,13 +199,22 @@ class SharedTrace(Eligibility):
                 weight = self.sources[index].synapse.weight
                 exact, low = (x.dtype, x.dtype) if weight is None else (weight.dtype, product_type(weight))
                 currents, current = low_pass(x, self.alpha, current, exact)
-                traces, trace = low_pass(currents, self.beta, trace, low)
+                traces, trace = low_pass(currents, self.beta, trace, low, at)
                 followed.append(traces)
                 self.traces[index] = (current, trace)
-        return response, followed
+        return response if at is None else response[at], followed
 
-    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor, error_sum: Tensor | None = None) -> None:
-        response, followed = self.follow(inputs, len(error))
+    def observe(
+        self,
+        inputs: list[Tensor],
+        error: Tensor,
+        spikes: Tensor,
+        error_sum: Tensor | None = None,
+        at: list[int] | None = None,
+    ) -> None:
+        response, followed = self.follow(inputs, len(spikes), at)
+        if len(error) == 0:
+            return
         error_sum = over_rows(error) if error_sum is None else error_sum
         self.bias_gradient = self.bias_gradient + torch.tensordot(response.to(error_sum), error_sum, 1)
         response = response.to(error)
@@ -232,7 +250,18 @@ class WindowTrace(Eligibility):
         if not isinstance(neuron.alpha, Tensor) and not isinstance(neuron.beta, Tensor):
             self.before = SharedTrace(layer, sources)
 
-    def observe(self, inputs: list[Tensor], error: Tensor, spikes: Tensor, error_sum: Tensor | None = None) -> None:
+    def observe(
+        self,
+        inputs: list[Tensor],
+        error: Tensor,
+        spikes: Tensor,
+        error_sum: Tensor | None = None,
+        at: list[int] | None = None,
+    ) -> None:
+        if at is not None:
+            whole = error.new_zeros(len(spikes), *error.shape[1:])
+            whole[at] = error
+            error = whole
         self.window.append((inputs, error, spikes))
 
     def collect(self) -> tuple[list[Tensor], Tensor]:

@@ -68,7 +68,7 @@ def both_ways(network: Network, rule: SigProp, inputs: Tensor, labels: Tensor) -
     return found
 
 
-@settings(deadline=None, derandomize=True)  # the first case waits for the compiler
+@settings(deadline=None)  # the first case waits for the compiler
 @given(
     st.sampled_from(["mlp", "conv", "conv per channel", "heterogeneous"]),
     st.sampled_from(READINGS),
@@ -84,16 +84,17 @@ def both_ways(network: Network, rule: SigProp, inputs: Tensor, labels: Tensor) -
     st.sampled_from([None, 2, 4]),
     st.sampled_from(["cosine", "dot"]),
     st.sampled_from([None, 3]),
+    st.sampled_from([None, 2, 3]),
     st.sampled_from(["highest", "medium"]),
     st.booleans(),
     st.integers(0, 1000),
 )
 def test_it_computes_what_the_plain_path_computes(
-    kind, learn_on, neuron, size, constant, regions, similarity, window, precision, own_thresholds, seed
+    kind, learn_on, neuron, size, constant, regions, similarity, window, read_every, precision, own_thresholds, seed
 ) -> None:
     loss = sp.SimilarityCrossEntropy(similarity=similarity)
     band = sp.Homeostasis(act_on="threshold" if own_thresholds else "bias")
-    rule = SigProp(learn_on, loss, regions=regions, update_every=window, homeostasis=band)
+    rule = SigProp(learn_on, loss, regions=regions, update_every=window, read_every=read_every, homeostasis=band)
     inputs, labels = batch_of(size, constant, seed)
     network = network_of(kind, neuron, seed)
     network.input_mean.copy_(inputs.mean((0, 1)))
@@ -101,6 +102,7 @@ def test_it_computes_what_the_plain_path_computes(
         both = both_ways(network, rule, inputs, labels)
     assert len(both) == len(network.layers) * (1 if window is None else STEPS // window)
     for fast, plain in both:
+        assert len(fast.error) == len(plain.error) == (window or STEPS) // (read_every or 1)
         assert torch.equal(fast.spikes, plain.spikes)
         assert torch.equal(fast.state.membrane, plain.state.membrane)
         assert bool((torch.as_tensor(network.layers[0].neuron.alpha) == 0.0).all()) or torch.equal(
@@ -114,12 +116,7 @@ def test_it_computes_what_the_plain_path_computes(
         # A single row may lie so close to its running mean that the difference is half rounding.
         rounding = 2e-2 if size == 1 else 1e-3 if fast.error.dtype == torch.float32 else 2**-8
         error, wanted = fast.error.float(), plain.error
-        # A membrane at the very end of the window may fall on either side of it: its error is there or not, no other's changes.
-        window_ends = isinstance(learn_on, sp.Membrane) and learn_on.clip is not None
-        edges = ((error == 0.0) != (wanted == 0.0)) & (window_ends and size > 1)
-        edges &= (error - wanted).abs() > 1e-2 * scale / wanted.numel() ** 0.5  # not what is all but zero
-        assert float(edges.float().mean()) < 2e-3
-        assert float((error - wanted).masked_fill(edges, 0.0).norm()) <= rounding * scale + 1e-5
+        assert float((error - wanted).norm()) <= rounding * scale + 1e-5
         assert fast.error_sum is not None
         assert float((fast.error_sum - error.sum(1)).norm()) <= rounding * scale * (size + CLASSES) ** 0.5 + 1e-5
 
@@ -158,13 +155,14 @@ def test_it_sees_the_spikes_that_the_network_sends(kind, precision) -> None:
     assert {part.dtype for neurons in state.stream.neurons for part in neurons} == {torch.float32}
 
 
+@pytest.mark.parametrize("read_every", [1, 2])
 @pytest.mark.parametrize("trace", ["shared", "exact"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("highest", 1e-4), ("medium", 2**-6)])
 @pytest.mark.parametrize("kind", ["mlp", "conv", "chain"])
-def test_it_moves_the_weights_as_the_plain_path_does(kind, precision, tolerance, trace, monkeypatch) -> None:
+def test_it_moves_the_weights_as_the_plain_path_does(kind, precision, tolerance, trace, read_every, monkeypatch) -> None:
     inputs, labels = batch_of(16, False, 1)
     descent = partial(torch.optim.SGD, lr=1e-3)
-    rule = SigProp(sp.ATan(), trace=trace, update_every=3, optimizer=descent, homeostasis=None)
+    rule = SigProp(sp.ATan(), trace=trace, update_every=3, read_every=read_every, optimizer=descent, homeostasis=None)
     moved = []
     for fast in (True, False):
         network = chain_of_kinds() if kind == "chain" else network_of(kind, sp.LIF(alpha=0.4), 0)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
@@ -61,7 +62,9 @@ LOSSES = {
 }
 
 
-def oracle(network: sp.Network, inputs: Tensor, labels: Tensor, phi, loss, trace: str) -> dict[str, Tensor]:
+def oracle(
+    network: sp.Network, inputs: Tensor, labels: Tensor, phi, loss, trace: str, read_every: int = 1
+) -> dict[str, Tensor]:
     """What every layer's own loss asks for, by autograd through a hand-written neuron, with the spikes held constant.
 
     The loss reads membranes in units of the threshold, and the learning rate is in those units, too: plain descent moves w by
@@ -101,7 +104,8 @@ def oracle(network: sp.Network, inputs: Tensor, labels: Tensor, phi, loss, trace
             spike = (membrane > neuron.threshold).double()
             value = phi(membrane / neuron.threshold, 1.0)
             value = (F.adaptive_avg_pool2d(value, 4) if value.dim() == 4 and value.shape[2] > 4 else value).flatten(1)
-            losses.append(loss(value[:BATCH], value[BATCH:], labels))
+            if (step + 1) % read_every == 0:
+                losses.append(loss(value[:BATCH], value[BATCH:], labels))
             spikes.append(spike)
             if neuron.reset_mechanism == "zero":
                 membrane = membrane * (1 - spike) if trace == "exact" else membrane - (spike * membrane).detach()
@@ -172,6 +176,52 @@ def test_update_equals_autograd_of_the_local_loss(kind, learn_on, loss, reset, a
         assert (found[name] - gradient).norm() <= 1e-6 * gradient.norm() + 1e-12, name
 
 
+@pytest.mark.parametrize("read_every", [2, 4])
+@pytest.mark.parametrize("trace", ["shared", "exact"])
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_a_loss_that_reads_some_steps_gives_the_gradient_of_its_mean_over_them(kind, trace, read_every) -> None:
+    network, inputs = make_network(kind, sp.LIF(0.8, 0.7, alpha=0.3))
+    rule = sp.SigProp(sp.ATan(), LOSSES["cosine"][0], trace=trace, read_every=read_every, optimizer=descent, homeostasis=None)
+    network.attach_target(generator=torch.Generator().manual_seed(5))
+    expected = oracle(network, inputs, LABELS, PHI[sp.ATan()], cosine_loss, trace, read_every)
+    for steps in (inputs, inputs[:1].expand_as(inputs)):
+        if steps is not inputs:
+            expected = oracle(network, steps, LABELS, PHI[sp.ATan()], cosine_loss, trace, read_every)
+        found, _ = changes(network, rule, steps, LABELS)
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).norm() <= 1e-6 * gradient.norm() + 1e-12, name
+
+
+@dataclass(frozen=True)
+class Counting(sp.SimilarityCrossEntropy):
+    """Notes how many steps it reads."""
+
+    read: list[int] = field(default_factory=list)
+
+    def __call__(self, h, t, labels, mean):
+        self.read.append(len(h))
+        return super().__call__(h, t, labels, mean)
+
+
+@pytest.mark.parametrize(
+    ("steps", "beta", "trace", "update_every", "readings"),
+    [
+        (8, 0.9, "shared", None, 8),  # five at least
+        (25, 0.9, "shared", None, 5),
+        (100, 0.9, "shared", None, 20),  # half a time constant of 10 apart
+        (100, 1.0, "shared", None, 5),  # no time constant
+        (25, 0.5, "shared", None, 25),
+        (25, 0.9, "exact", None, 25),
+        (100, 0.9, "shared", 10, 50),
+    ],
+)
+def test_the_loss_reads_as_rarely_as_changes_little(steps, beta, trace, update_every, readings) -> None:
+    network, loss = mlp((9,), [6], CLASSES, neuron=sp.LIF(beta)).double(), Counting()
+    rule = sp.SigProp(loss=loss, trace=trace, update_every=update_every)
+    rule.learn(network, rule.initial_state(network), torch.rand(steps, 7, 9).double(), LABELS)
+    assert sum(loss.read) == readings
+
+
 @pytest.mark.parametrize(("regions", "pooled"), [(4, True), (None, False), (5, False)])
 def test_maps_are_compared_by_regions_where_there_are_more_places_than_those(regions: int | None, pooled: bool) -> None:
     """Layer 1 has maps of 5 x 5. With regions it learns from their pooled phi, without from phi itself (the oracle pools)."""
@@ -214,13 +264,16 @@ def weights(network: sp.Network) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in network.state_dict().items()}
 
 
-@pytest.mark.parametrize("update_every", [1, 3, 6])
+@pytest.mark.parametrize(("update_every", "read_every"), [(1, None), (3, None), (6, None), (3, 2), (6, 4)])
 @pytest.mark.parametrize("trace", ["shared", "exact"])
 @pytest.mark.parametrize("labels_per_step", [False, True])
-def test_a_stream_learns_what_the_whole_sequence_learns(update_every: int, trace: str, labels_per_step: bool) -> None:
+def test_a_stream_learns_what_the_whole_sequence_learns(
+    update_every: int, read_every: int | None, trace: str, labels_per_step: bool
+) -> None:
     network, inputs = make_network("dense", sp.LIF(0.8, 0.7, alpha=0.3))
     labels = torch.stack([(LABELS + step) % CLASSES for step in range(STEPS)]) if labels_per_step else LABELS
-    rule = sp.SigProp(trace=trace, update_every=update_every, optimizer=partial(torch.optim.Adam, lr=1e-2))
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    rule = sp.SigProp(trace=trace, update_every=update_every, read_every=read_every, optimizer=adam)
     whole, stream = copy.deepcopy(network), copy.deepcopy(network)
     generator = torch.Generator().manual_seed(0)
     state = rule.initial_state(whole, generator=generator)
@@ -383,6 +436,12 @@ def learn(network: sp.Network, inputs: Tensor, labels: Tensor, **settings: objec
         (lambda n, x: learn(n, x[:, :1], LABELS[:1], loss=sp.Pairwise()), InputError, "batch of 1 has no pairs"),
         (lambda n, x: learn(n, x, LABELS, optimizer=torch.optim.LBFGS), UnsupportedError, "LBFGS calls the loss again"),
         (lambda n, x: learn(n, x, LABELS, update_every=0), InputError, "update_every = 0 must be at least 1"),
+        (lambda n, x: learn(n, x, LABELS, read_every=0), InputError, "read_every = 0 must be at least 1, or None"),
+        (
+            lambda n, x: learn(n, x, LABELS, read_every=4, update_every=3),
+            InputError,
+            "read_every = 4 must be at least 1 and at most update_every = 3",
+        ),
         (lambda n, x: learn(n, x, LABELS, regions=0), InputError, "regions = 0 must be at least 1, or None"),
         (lambda n, x: learn(n, x, LABELS + 2), InputError, "label 4 lies outside 0..3"),
         (lambda n, x: learn(n, x, LABELS - 1), InputError, "label -1 lies outside 0..3"),

@@ -16,7 +16,8 @@ Nothing crosses a layer or an update window backwards, so all of it runs under `
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -46,19 +47,10 @@ from spikeprop.rules.base import (
 from spikeprop.signals import FixedProjection, LearnedProjection
 from spikeprop.surrogate import LearnOn, Membrane
 from spikeprop.team import Share
-from spikeprop.traces import Eligibility, Source, eligibility
+from spikeprop.traces import Eligibility, SharedTrace, Source, eligibility
 
 CACHED = 2**18  # numbers of a layer's activity worked on at a time, so that what follows from them is still in the cache
-
-
-def with_mean_rows(x: Tensor, mean: Tensor, rows: int) -> Tensor:
-    """The input rows ``[k, B, *input_shape]`` and, below them, rows that see the mean input; a constant input stays one.
-
-    A target enters beside the mean input because centring takes that away from every row: without it the context rows would sit
-    at an offset of -W mean that no input row has, and where the mean is large nothing else would be left of them.
-    """
-    seen = x[:1] if is_constant(x) else x
-    return torch.cat([seen, mean.expand(len(seen), rows, *mean.shape)], 1).expand(len(x), -1, *mean.shape)
+READINGS = 5  # of the membrane by the local loss in an update window, that are always enough
 
 
 @dataclass
@@ -74,6 +66,7 @@ class Stream:
     regions: list[Tensor | None]  # per layer, see :func:`region_means`
     steps: int = 0  # since the sequence began
     window: int = 0  # since the last update
+    readings: list[int] = field(default_factory=list)  # per layer, of the loss since the last update
 
 
 @dataclass
@@ -102,6 +95,9 @@ class SigProp(Rule):
             window, and wants about half the learning rate).
         update_every: steps between weight updates; None updates once, at the end of each call of ``learn``. Steps left over
             when a sequence ends are not learned from.
+        read_every: steps between the local loss's readings of the membrane. None: as many as change it little, half a membrane
+            time constant, but at least five readings per window, and every step where the trace is exact or decays differ in
+            the layer (credit is then a scan over all steps anyway).
         optimizer: makes any ``torch.optim`` optimiser that only reads ``.grad`` from a list of tensors (or of parameter groups,
             if a threshold is not 1). Its learning rate is that of weights in units of their layer's threshold.
         homeostasis: the band that holds every neuron's rate, or None.
@@ -121,6 +117,7 @@ class SigProp(Rule):
     regions: int | None = 4
     trace: Literal["shared", "exact"] = "shared"
     update_every: int | None = None
+    read_every: int | None = None
     optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=4e-3, fused=True)
     homeostasis: Homeostasis | None = Homeostasis()
 
@@ -149,6 +146,9 @@ class SigProp(Rule):
     ) -> SigPropState:
         if self.update_every is not None and self.update_every < 1:
             raise InputError(f"SigProp: update_every = {self.update_every} must be at least 1, or None for once per call")
+        if self.read_every is not None and not 1 <= self.read_every <= (self.update_every or self.read_every):
+            window = "" if self.update_every is None else f" and at most update_every = {self.update_every}"
+            raise InputError(f"SigProp: read_every = {self.read_every} must be at least 1{window}, or None to choose it")
         if self.regions is not None and self.regions < 1:
             raise InputError(f"SigProp: regions = {self.regions} must be at least 1, or None to compare neuron by neuron")
         for layer in network.layers:
@@ -189,14 +189,15 @@ class SigProp(Rule):
                 f"SigProp: the sequence began with a batch of {len(stream.count)} and goes on with one of {batch}; "
                 "call rule.begin(state) before a new sequence"
             )
-        losses, seen, start = [], [], 0
+        losses, read, seen, start = [], torch.zeros(len(network.layers)), [], 0
         while start < len(inputs):
             stop = len(inputs) if self.update_every is None else min(len(inputs), start + self.update_every - stream.window)
             present = labels if network.regression else labels[start:stop]
-            loss, activity = self._propagate(network, state, stream, inputs[start:stop], present)
+            loss, readings, activity = self._propagate(network, state, stream, inputs[start:stop], present)
             rates = stream.count / stream.steps
             outputs = network.readout(rates)
             losses.append(loss)
+            read += readings
             seen.append(activity)
             if stream.window == self.update_every or (self.update_every is None and stop == len(inputs)):
                 delta = network.readout.delta(outputs, labels if network.regression else present[-1])[1]
@@ -205,44 +206,62 @@ class SigProp(Rule):
         with torch.inference_mode(False):  # what the caller keeps are ordinary tensors
             stream.neurons = [type(neurons)(*map(_ordinary, neurons)) for neurons in stream.neurons]
             activity = [torch.stack(parts).sum(0) / (len(inputs) * batch) for parts in zip(*seen, strict=True)]
-            return Answer(outputs.clone(), torch.stack(losses).sum(0) / len(inputs), activity), state
+            return Answer(outputs.clone(), torch.stack(losses).sum(0) / read.clamp(min=1).to(outputs), activity), state
 
     def _propagate(
         self, network: Network, state: SigPropState, stream: Stream, x: Tensor, labels: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Both streams through every layer for k steps; local losses summed over steps, activity summed over steps and rows."""
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Both streams through every layer for k steps.
+
+        Per layer: local losses summed over their readings, how many these were, and activity summed over steps and rows.
+
+        A target enters beside the mean input because centring takes that away from every row: without it the contexts would sit
+        at an offset of -W mean that no input row has, and where the mean is large nothing else would be left of them.
+        """
         steps, batch = len(x), len(stream.count)
         alone = batch == 1 if state.share is None else state.share.total == 1
         if network.regression:  # every sample is its own context
             targets, labels = labels, torch.arange(batch, device=x.device).expand(steps, batch)
         else:
             targets = torch.eye(network.outputs, dtype=x.dtype, device=x.device)
-        losses, activities = [], []
+        losses, readings, activities = [], [], []
         for index, layer in enumerate(network.layers):
-            enters = index == 0 and not state.entered
-            if enters:
-                x = fused.laid_out(with_mean_rows(x, network.input_mean, len(targets)), layer)
-            elif layer.synapse.weight is None:  # nothing else would bring spikes back from the type of products
+            contexts, sources = None, [x]
+            if layer.synapse.weight is None:  # nothing else would bring spikes back from the type of products
                 x = x.to(layer.bias.dtype)
-            drive, sources = layer.drive(x), [x]
-            if enters:
-                drive = drive[:1].clone() if is_constant(x) else drive
-                drive[:, batch:] += network.attach_target()(targets)
-                drive = drive.expand(steps, *drive.shape[1:])
-                sources.append(targets.expand(steps, *targets.shape))
+            if index == 0 and not state.entered:
+                x, mean_input = fused.laid_out(x, layer), network.input_mean
+                contexts = layer.synapse(mean_input.unsqueeze(0)) + network.attach_target()(targets)
+                sources = [x, mean_input.expand(steps, len(targets), *mean_input.shape), targets.expand(steps, *targets.shape)]
+            if not is_constant(x):
+                x = sources[0] = layer.synapse.as_multiplied(x)
             before, mean = stream.neurons[index], state.means[index] if alone else None
-            at = (layer, self.learn_on, self.loss, stream.regions[index], before, drive, network.fold_bias(index))
-            if not network.regression and state.share is None and fused.fits(layer, self.learn_on, self.loss, drive):
+            apart = self._steps_between_readings(stream.eligibilities[index], self.update_every or steps)
+            at = [step for step in range(steps) if (stream.window + step + 1) % apart == 0]
+            compiled = not network.regression and state.share is None and fused.fits(layer, self.learn_on, self.loss)
+            drive = layer.drive(x, as_multiplied=compiled)
+            settings = (
+                layer,
+                self.learn_on,
+                self.loss,
+                stream.regions[index],
+                before,
+                drive,
+                contexts,
+                network.fold_bias(index),
+            )
+            if compiled:
                 last, rounded = index == len(network.layers) - 1, stream.eligibilities[index].rounds
-                found = fused.learn(*at, labels, mean, count=last, rounded=rounded)
+                found = fused.learn(*settings, labels, mean, at, count=last, rounded=rounded)
             else:
-                found = learn_locally(*at, labels, mean, state.share)
+                found = learn_locally(*settings, labels, mean, at, state.share)
             stream.neurons[index], spikes = found.state, found.spikes
             if layer.recurrent is not None:
                 sources.append(spikes_before(before, spikes))
-            stream.eligibilities[index].observe(sources, found.error, spikes, found.error_sum)
+            stream.eligibilities[index].observe(sources, found.error, spikes, found.error_sum, None if len(at) == steps else at)
 
             losses.append(found.loss)
+            readings.append(len(at))
             activities.append(found.activity)
             stream.phi[index] = stream.phi[index] + found.phi
             stream.activity[index] = stream.activity[index] + found.activity
@@ -251,7 +270,16 @@ class SigProp(Rule):
         stream.count, stream.spikes = stream.count + found.counts, x
         stream.steps += steps
         stream.window += steps
-        return torch.stack(losses), activities
+        stream.readings = [before + new for before, new in zip(stream.readings, readings, strict=True)]
+        return torch.stack(losses), torch.tensor(readings), activities
+
+    def _steps_between_readings(self, eligibility: Eligibility, window: int) -> int:
+        if self.read_every is not None:
+            return min(self.read_every, window)
+        if not isinstance(eligibility, SharedTrace):
+            return 1
+        constant = 1.0 / (1.0 - eligibility.beta) if eligibility.beta < 1.0 else math.inf
+        return int(max(1, min(constant / 2, window // READINGS)))
 
     def _rest(self, network: Network, batch: int, entered: bool) -> Stream:
         """The start of a sequence: membranes, traces and counts at zero."""
@@ -260,7 +288,12 @@ class SigProp(Rule):
         for index, layer in enumerate(network.layers):
             sources = [Source(layer.synapse, slice(None))]
             if index == 0 and not entered:
-                sources.append(Source(network.attach_target(), slice(batch, None)))
+                rows = slice(batch, None)
+                sources = [
+                    Source(layer.synapse, slice(batch)),
+                    Source(layer.synapse, rows),
+                    Source(network.attach_target(), rows),
+                ]
             if layer.recurrent is not None:
                 sources.append(Source(layer.recurrent, slice(None)))
             eligibilities.append(eligibility(layer, sources, exact=self.trace == "exact"))
@@ -268,7 +301,8 @@ class SigProp(Rule):
         nothing = [layer.rate.new_zeros(()) for layer in network.layers]
         regions = [region_means(layer.rate, self.regions) for layer in network.layers]
         rest = neurons[-1].membrane
-        return Stream(neurons, eligibilities, rest[:batch], rest[:0], silence, nothing, regions)
+        read = [0] * len(neurons)
+        return Stream(neurons, eligibilities, rest[:batch], rest[:0], silence, nothing, regions, readings=read)
 
     def _update(self, network: Network, state: SigPropState, stream: Stream, readout: list[Tensor]) -> None:
         """One step of the optimiser, then homeostasis and the running means, all from this window alone."""
@@ -276,15 +310,16 @@ class SigProp(Rule):
         for index in range(len(network.layers)):
             collected, at_bias = stream.eligibilities[index].collect()
             if index == 0 and not state.entered:
-                at_target = collected.pop(1)
-                target = [at_target.div_(stream.window)] if network.attach_target().learned else []
-            gradients += layer_gradients(network, index, collected, at_bias)
-        gradients = [*(part.div_(stream.window) for part in gradients), *readout, *target]
+                at_mean, at_target = collected.pop(1), collected.pop(1)
+                collected[0] = collected[0].add_(at_mean)
+                target = [at_target / stream.readings[0]] if network.attach_target().learned else []
+            gradients += [part.div_(stream.readings[index]) for part in layer_gradients(network, index, collected, at_bias)]
+        gradients += [*readout, *target]
         descend(state.optimizer, state.parameters, gradients, state.share)
 
         batch, samples = len(stream.count), stream.window * len(stream.count)
         follow_rates(network, [activity / samples for activity in stream.activity], batch, self.homeostasis, state.share)
-        phi = [phi / samples for phi in stream.phi]
+        phi = [phi / (readings * len(stream.count)) for phi, readings in zip(stream.phi, stream.readings, strict=True)]
         if state.share is not None:
             batch, phi = state.share.total, state.share.mean(phi)
         for index, (layer, mean) in enumerate(zip(network.layers, phi, strict=True)):
@@ -293,7 +328,7 @@ class SigProp(Rule):
                 before = mean
             state.means[index] = before.lerp(mean, min(0.1, batch / 128))
             stream.activity[index], stream.phi[index] = torch.zeros_like(layer.rate), torch.zeros_like(mean)
-        stream.window = 0
+        stream.window, stream.readings = 0, [0] * len(network.layers)
 
 
 def learn_locally(
@@ -303,9 +338,11 @@ def learn_locally(
     regions: Tensor | None,
     state: State,
     drive: Tensor,
+    contexts: Tensor | None,
     bias: Tensor,
     labels: Tensor,
     mean: Tensor | None,
+    at: list[int],
     share: Share | None = None,
 ) -> Local:
     """k steps of a layer's neurons, and the error that its local loss finds at every membrane.
@@ -314,14 +351,22 @@ def learn_locally(
         layer, learn_on, loss: whose neurons, how their membranes are read, and what compares the readings.
         regions: see :func:`region_means`; None reads neuron by neuron.
         state: of R rows: the B input rows, then the contexts.
-        drive: ``[k, R, *features]``.
+        drive: ``[k, R, *features]``, or ``[k, B, *features]`` beside the ``contexts [C, *features]``, whose drive is always the
+            same.
         bias: with the centring folded in, in place of the layer's own.
         labels: the context of each input row at each step ``[k, B]``.
         mean: replaces the rows' own mean ``[m]`` in batches of one.
+        at: the steps that the loss reads.
         share: which part of the batch these rows are; their mean is that of all parts then.
     """
+    if contexts is not None:
+        seen = drive[:1] if is_constant(drive) else drive
+        seen = torch.cat([seen.to(contexts), contexts.expand(len(seen), *contexts.shape)], 1)
+        drive = seen.expand(len(drive), *seen.shape[1:])
     (spikes, membrane), state = layer.run(state, drive, bias)
     batch = labels.shape[1]
+    if len(at) < len(labels):
+        membrane, labels = membrane[at], labels[at]
     error, total = torch.empty_like(membrane), membrane.new_zeros(())
     phi_sum = membrane.new_zeros(())
     together = membrane.shape[1] if share is None else share.total  # as many pieces in every process
