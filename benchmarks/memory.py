@@ -6,7 +6,8 @@ Each measurement is a process of its own: it imports everything, lets a toy netw
 in use is loaded, and sets the baseline there. Then it builds the network (weights, Adam's moments and all), streams T steps
 of a Poisson input, each drawn when it is due, through ``rule.learn`` and reports its highest resident memory above the
 baseline. Two other modes for comparison: "stream-system" streams under the system's allocator as it comes, "whole" hands over
-the sequence at once and updates once, at its end.
+the sequence at once and updates once, at its end. Networks of other depths are streamed, too (``--depths``), and another
+library's step is measured on whole sequences (``--peers``), all with hidden layers as wide as the first.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, header, write_json
+from speed_steps import CONTESTANTS, Work, missing
 
 import spikeprop as sp
 from spikeprop.catalogue import RULES
@@ -36,10 +38,16 @@ TOLERANCE = 0.05
 # megabytes (gradients) lie in the heap, and its gaps, 5 to 14 MiB that differ from run to run, drown the figure.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 MODES = ("stream", "stream-system", "whole")
+PEERS = ("snntorch", "BPTT by hand, bfloat16")
 
 
 def learn(settings: dict[str, Any], num_steps: int) -> None:
     """Build the network and teach it one Poisson sequence, streamed or whole."""
+    if settings["rule"] in PEERS:
+        size = {"width": settings["hidden"][0], "depth": len(settings["hidden"])}
+        step = CONTESTANTS[settings["rule"]](Work("mlp", num_steps, settings["batch_size"], settings["input_rate"], **size))
+        step(), step()
+        return
     batch, classes = settings["batch_size"], 10
     generator = torch.Generator().manual_seed(settings["seed"])
     neuron = sp.LIF(beta=0.9, threshold=1.0)
@@ -78,10 +86,21 @@ def measure_fresh(settings: dict[str, Any], num_steps: int) -> dict[str, Any]:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def points(arguments: argparse.Namespace) -> list[tuple[str, str, int]]:
-    """Rule, mode and T of every point; a sequence held whole is measured up to 100 steps."""
+def points(arguments: argparse.Namespace) -> list[tuple[str, str, int, list[int]]]:
+    """Rule, mode, T and widths of every point; a sequence held whole is measured up to 100 steps."""
     wanted = itertools.product(arguments.modes, arguments.rules, sorted(arguments.num_steps))
-    return [(rule, mode, steps) for mode, rule, steps in wanted if mode != "whole" or steps <= 100]
+    found = [(rule, mode, steps, arguments.hidden) for mode, rule, steps in wanted if mode != "whole" or steps <= 100]
+    shortest, width = min(arguments.num_steps), arguments.hidden[0]
+    found += [(rule, "stream", shortest, [width] * depth) for rule in arguments.rules for depth in arguments.depths]
+    peers = itertools.product(arguments.peers, sorted(arguments.num_steps))
+    return found + [(peer, "whole", steps, arguments.hidden) for peer, steps in peers if steps <= 100]
+
+
+def held_mib(inputs: int, hidden: list[int], classes: int = 10) -> float:
+    """What no training by Adam does without: weights, two moments, and once the gradient."""
+    sizes = [inputs, *hidden]
+    weights = sum(before * after + after for before, after in itertools.pairwise(sizes))
+    return 4 * 4 * (weights + classes * (hidden[0] + hidden[-1] + 1)) / 2**20  # target synapses and readout, too
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -93,6 +112,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--update-every", type=int, default=5, help="steps between weight updates, the same for every T")
     parser.add_argument("--repeats", type=int, default=3, help="processes per point; their median counts")
+    parser.add_argument("--depths", nargs="*", type=int, default=[2, 4, 8, 16], help="hidden layers of further networks")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[peer for peer in PEERS if not missing(peer)])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help='"stream" must be among them')
     parser.add_argument("--out", type=Path, default=RESULTS / "memory.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -110,23 +131,34 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.child is not None:
         print(json.dumps(measure(json.loads(arguments.child), arguments.num_steps[0])))
         return 0
-    settings = {name: getattr(arguments, name) for name in ("inputs", "hidden", "batch_size", "update_every", "repeats")}
+    settings = {name: getattr(arguments, name) for name in ("inputs", "batch_size", "update_every", "repeats")}
     settings |= {"input_rate": 0.1, "seed": 0}
     results = header("memory", sys.argv[1:] if argv is None else argv)
-    results |= {"settings": settings | {"allocator": ALLOCATOR, "tolerance": TOLERANCE}, "cells": []}
-    print("rule                  mode               T   peak over baseline [MiB]   of each process")
-    for rule, mode, num_steps in points(arguments):
-        runs = [measure_fresh(settings | {"rule": rule, "mode": mode}, num_steps) for _ in range(arguments.repeats)]
+    results |= {
+        "settings": settings | {"allocator": ALLOCATOR, "tolerance": TOLERANCE, "hidden": arguments.hidden},
+        "cells": [],
+    }
+    print("rule                    mode              T  layers   peak over baseline [MiB]   of each process")
+    for rule, mode, num_steps, hidden in points(arguments):
+        own = settings | {"rule": rule, "mode": mode, "hidden": hidden}
+        runs = [measure_fresh(own, num_steps) for _ in range(arguments.repeats)]
         peak = statistics.median(run["peak_mib"] for run in runs)
-        results["cells"].append({"rule": rule, "mode": mode, "num_steps": num_steps, "peak_mib": peak, "runs": runs})
+        cell = {"rule": rule, "mode": mode, "num_steps": num_steps, "depth": len(hidden), "peak_mib": peak}
+        results["cells"].append({**cell, "held_mib": held_mib(arguments.inputs, hidden), "runs": runs})
         each = " ".join(f"{run['peak_mib']:.2f}" for run in runs)
-        print(f"{rule:20}  {mode:13}  {num_steps:5}  {peak:25.2f}   {each}", flush=True)
+        print(f"{rule:22}  {mode:13}  {num_steps:5}  {len(hidden):6}  {peak:25.2f}   {each}", flush=True)
 
-    shortest, longest = min(arguments.num_steps), max(arguments.num_steps)
-    peaks = {(cell["rule"], cell["mode"], cell["num_steps"]): cell["peak_mib"] for cell in results["cells"]}
+    shortest, longest, depth = min(arguments.num_steps), max(arguments.num_steps), len(arguments.hidden)
+    peaks = {
+        (cell["rule"], cell["mode"], cell["num_steps"]): cell["peak_mib"] for cell in results["cells"] if cell["depth"] == depth
+    }
     ratios = {rule: peaks[rule, "stream", longest] / peaks[rule, "stream", shortest] for rule in arguments.rules}
     passed = all(ratio <= 1.0 + TOLERANCE for ratio in ratios.values())
-    results["summary"] = {"shortest": shortest, "longest": longest, "ratio": ratios, "passed": passed}
+    slopes = {}
+    for rule, mode in {key[:2] for key in peaks}:
+        if len(own := sorted((key[2], peak) for key, peak in peaks.items() if key[:2] == (rule, mode))) > 1:
+            slopes[f"{rule}, {mode}"] = statistics.linear_regression(*zip(*own, strict=True)).slope
+    results["summary"] = {"shortest": shortest, "longest": longest, "ratio": ratios, "passed": passed, "mib_per_step": slopes}
     write_json(arguments.out, results)
     for rule, ratio in ratios.items():
         verdict = "PASS" if ratio <= 1.0 + TOLERANCE else "FAIL"

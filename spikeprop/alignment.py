@@ -28,8 +28,14 @@ def updates(network: Network, rule: Rule, state: Any, inputs: Tensor, labels: Te
     twin, state = copy.deepcopy((network, state))  # together, so that the optimiser's tensors stay the network's
     if getattr(rule, "update_every", None) is not None:  # one window, or only the last one's gradient would be seen
         rule = replace(rule, update_every=None)  # type: ignore[type-var]
+    seen: list[Tensor] = []
+
+    def note(*_: Any) -> None:
+        seen.extend(weight.grad.clone() for weight in learned_by(twin) if weight.grad is not None)
+
+    state.optimizer.register_step_pre_hook(note)
     rule.learn(twin, rule.begin(state), inputs, labels)
-    gradients = iter([weight.grad for weight in learned_by(twin) if weight.grad is not None])
+    gradients = iter(seen)
     per_layer = [[next(gradients) for _ in layer.weights()] for layer in twin.layers]
     return [*per_layer, list(gradients)]
 

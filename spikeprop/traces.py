@@ -172,7 +172,7 @@ class SharedTrace(Eligibility):
     def __init__(self, layer: Layer, sources: list[Source]) -> None:
         super().__init__(layer, sources)
         self.alpha, self.beta = float(layer.neuron.alpha), float(layer.neuron.beta)
-        self.traces: list[tuple[Tensor, Tensor] | None] = [None] * len(sources)
+        self.traces: list[tuple[Tensor | None, Tensor] | None] = [None] * len(sources)  # of the current, if it fades; of U
         self.bias_trace = torch.zeros((), dtype=torch.float64)
         self._clear()
 
@@ -193,7 +193,7 @@ class SharedTrace(Eligibility):
             before = self.traces[index]
             if before is None and is_constant(x) and self.alpha == 0.0:
                 followed.append(None)
-                self.traces[index] = (x[0], x[0] * float(response[-1]))
+                self.traces[index] = (None, x[0] * float(response[-1]))
             else:
                 current, trace = before or (None, None)
                 weight = self.sources[index].synapse.weight
@@ -201,7 +201,7 @@ class SharedTrace(Eligibility):
                 currents, current = low_pass(x, self.alpha, current, exact)
                 traces, trace = low_pass(currents, self.beta, trace, low, at)
                 followed.append(traces)
-                self.traces[index] = (current, trace)
+                self.traces[index] = (None if self.alpha == 0.0 else current, trace)
         return response if at is None else response[at], followed
 
     def observe(
@@ -300,7 +300,8 @@ class WindowTrace(Eligibility):
         for index, (source, traces) in enumerate(zip(self.sources, self.before.traces, strict=True)):
             if source.synapse.weight is not None and traces is not None:
                 for responsible, trace in zip((at_current, at_membrane), traces, strict=True):
-                    gradients[index] = gradients[index] + source.synapse.weight_gradient(responsible[source.rows], trace)
+                    if trace is not None:
+                        gradients[index] = gradients[index] + source.synapse.weight_gradient(responsible[source.rows], trace)
         return gradients, bias_gradient + at_membrane.sum(0) * float(self.before.bias_trace)
 
 

@@ -131,12 +131,14 @@ def random_batch(network: Network, *, steps: int = 6, batch: int = 3, seed: int 
 def raw_update(rule: object, network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -> list[Tensor]:
     """The gradients that a rule hands to its optimiser on one batch, in the order of ``learned_by``.
 
-    Learns on a copy. (``descend`` leaves what it was given in ``.grad``.)
+    Learns on a copy.
     """
     twin = copy.deepcopy(network)
     state = rule.initial_state(twin, generator=torch.Generator().manual_seed(seed))
+    seen: list[Tensor] = []
+    state.optimizer.register_step_pre_hook(lambda *_: seen.extend(weight.grad.clone() for weight in learned_by(twin)))
     rule.learn(twin, rule.begin(state), inputs, labels)
-    return [weight.grad.clone() for weight in learned_by(twin)]
+    return seen
 
 
 def alone(network: Network, index: int) -> SimpleNamespace:

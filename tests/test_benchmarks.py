@@ -58,10 +58,12 @@ def check_accuracy(results: dict[str, Any]) -> None:
 def check_memory(results: dict[str, Any]) -> None:
     assert results.keys() == COMMON and results["versions"].keys() == VERSIONS
     for cell in results["cells"]:
-        assert cell.keys() == {"rule", "mode", "num_steps", "peak_mib", "runs"}
+        assert cell.keys() == {"rule", "mode", "num_steps", "depth", "peak_mib", "held_mib", "runs"}
         assert cell["peak_mib"] == statistics.median(each["peak_mib"] for each in cell["runs"])
     summary = results["summary"]
-    peaks = {(cell["rule"], cell["num_steps"]): cell["peak_mib"] for cell in results["cells"] if cell["mode"] == "stream"}
+    depth = len(results["settings"]["hidden"])
+    own = [cell for cell in results["cells"] if cell["mode"] == "stream" and cell["depth"] == depth]
+    peaks = {(cell["rule"], cell["num_steps"]): cell["peak_mib"] for cell in own}
     for rule, ratio in summary["ratio"].items():
         assert ratio == pytest.approx(peaks[rule, summary["longest"]] / peaks[rule, summary["shortest"]])
 
@@ -120,6 +122,8 @@ def test_memory_of_a_stream_does_not_grow(tmp_path: Path) -> None:
         "100",
         "--repeats",
         "1",
+        "--depths",
+        "--peers",
     ]
     done = subprocess.run(order, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert path.exists(), done.stderr
@@ -151,6 +155,11 @@ def test_committed_memory_is_flat() -> None:
     check_memory(results)
     assert (results["summary"]["shortest"], results["summary"]["longest"]) == (10, 1000)
     assert results["summary"]["passed"] and all(ratio <= 1.05 for ratio in results["summary"]["ratio"].values())
+    streamed = [cell for cell in results["cells"] if cell["mode"] == "stream"]
+    assert all(cell["peak_mib"] <= 20.0 for cell in streamed if cell["depth"] == 2)
+    # Beyond what training by Adam must hold, layers cost their neurons' state alone.
+    deepest = {cell["depth"]: cell["peak_mib"] - cell["held_mib"] for cell in streamed if cell["num_steps"] == 10}
+    assert set(deepest) == {2, 4, 8, 16}
 
 
 def test_committed_comparison_is_whole_and_every_rule_beats_the_floor() -> None:

@@ -494,15 +494,20 @@ def test_credit_reaches_back_across_windows(alpha: float, trace: str) -> None:
         )
         state = rule.initial_state(trained)
         total: dict[str, Tensor] = {}
+
+        def note(*_, trained=trained, total=total, share=update_every) -> None:
+            for name, parameter in trained.named_parameters():
+                if parameter.grad is not None and not name.startswith("readout"):
+                    total[name] = total.get(name, 0.0) + parameter.grad * share
+
+        state.optimizer.register_step_pre_hook(note)
         state = rule.begin(state)
         for start in range(0, STEPS, update_every):
             for layer in trained.layers:
                 layer.rate.copy_(network.layers[0].rate if layer is trained.layers[0] else network.layers[1].rate)
             _, state = rule.learn(trained, state, inputs[start : start + update_every], LABELS)
-            for name, parameter in trained.named_parameters():
-                if parameter.grad is not None and not name.startswith("readout"):
-                    total[name] = total.get(name, 0.0) + parameter.grad * update_every
         asked.append(total)
+    assert len(asked[0]) >= 4
     for name, tensor in asked[0].items():
         assert torch.allclose(tensor, asked[1][name], rtol=1e-8, atol=1e-12), name
 

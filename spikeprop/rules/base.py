@@ -206,20 +206,32 @@ def make_optimizer(
 
 @torch.no_grad()
 def descend(
-    optimizer: torch.optim.Optimizer, parameters: list[Tensor], gradients: list[Tensor], share: Share | None = None
+    optimizer: torch.optim.Optimizer,
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    share: Share | None = None,
+    *,
+    leave: bool = True,
 ) -> None:
     """Hand the gradients, means over a batch's rows, to a ``torch.optim`` optimiser and let it step.
 
-    Leaves inference mode for it: the moments that an optimiser creates on its first step, and ``.grad``, must be ordinary
-    tensors or the network could not be used in an ordinary training loop afterwards.
+    Leaves inference mode for it: the moments that an optimiser creates on its first step, and what stays in ``.grad``, must be
+    ordinary tensors, or the network could not be used in an ordinary training loop afterwards. ``leave=False`` leaves nothing
+    in ``.grad``, which saves a copy of all weights.
     """
     gradients = gradients if share is None else share.mean(gradients)
     with torch.inference_mode(False):
         for parameter, gradient in zip(parameters, gradients, strict=True):
+            if not leave and gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype:
+                parameter.grad = gradient
+                continue
             if parameter.grad is None:
-                parameter.grad = torch.empty_like(parameter)  # an ordinary tensor, unlike the gradient
+                parameter.grad = torch.empty_like(parameter)
             parameter.grad.copy_(gradient)
         optimizer.step()
+        if not leave:
+            for parameter in parameters:
+                parameter.grad = None
 
 
 def check_labels(network: Network, inputs: Tensor, labels: Tensor) -> Tensor:

@@ -315,7 +315,7 @@ class SigProp(Rule):
                 target = [at_target / stream.readings[0]] if network.attach_target().learned else []
             gradients += [part.div_(stream.readings[index]) for part in layer_gradients(network, index, collected, at_bias)]
         gradients += [*readout, *target]
-        descend(state.optimizer, state.parameters, gradients, state.share)
+        descend(state.optimizer, state.parameters, gradients, state.share, leave=False)
 
         batch, samples = len(stream.count), stream.window * len(stream.count)
         follow_rates(network, [activity / samples for activity in stream.activity], batch, self.homeostasis, state.share)
