@@ -2,10 +2,10 @@
 
     python benchmarks/results_page.py
 
-Every figure comes from the cells of ``evidence-<task>.json`` and ``tuning-<task>.json`` (evidence.py) and of
-``stress-<data>.json`` (stress.py) in ``benchmarks/results/``, but for published ones, which stand below with their sources.
-Files and cells may be missing: the page then says by what command they come. ``results/notes.md``, written by hand, becomes the
-section on misses.
+Every figure comes from the cells of ``evidence-<task>.json`` and ``tuning-<task>.json`` (evidence.py), of
+``stress-<data>.json`` (stress.py) and of the files that results_speed.py reads, in ``benchmarks/results/``, but for published
+ones, which stand below with their sources. Files and cells may be missing: the page then says by what command they come.
+``results/notes.md``, written by hand, becomes the section on misses.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import results_speed
 import stress
 from common import RESULTS, ROOT
 from results_plots import plots, write
@@ -246,6 +247,7 @@ def page(folder: Path = RESULTS) -> str:
         tasks="\n\n".join(task_section(found, task) for task in TASKS),
         under=markdown(["data", "option", "homeostasis", "dial", *STRESS_GOAL_NAMES], under_lines),
         stress="\n\n".join(stress_section(found, data) for data in STRESS),
+        speed=results_speed.section(results_speed.read(folder)),
         notes=notes.read_text(encoding="utf-8").strip() if notes.exists() else "No notes yet.",
         gaps=markdown(["file", "cells", "command"], gaps) if gaps else "None.",
     )
@@ -322,6 +324,10 @@ images used. Learning rates are those of the healthy start. `python benchmarks/s
 
 {stress}
 
+## Speed, memory and scale
+
+{speed}
+
 ## Misses and what was tried
 
 {notes}
@@ -342,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder that the page and its plots are written into")
     arguments = parser.parse_args(argv)
-    drawn: dict[str, Any] = plots(read(arguments.results))
+    drawn: dict[str, Any] = plots(read(arguments.results), results_speed.read(arguments.results))
     for name, plot in drawn.items():
         write(arguments.docs / name, plot)
     for path in {*arguments.docs.glob("results*.svg")} - {arguments.docs / name for name in drawn}:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import results_speed
 import stress
 from results_rows import GOALS, SIGPROP, STRESS, Found, Row, headline, is_of, rows_of, stress_rows
 from tasks import TASKS
@@ -34,6 +35,8 @@ PALETTE = {
     "local-classifier": "#e69f00",
     "target-propagation": "#8b5e3c",
     "goal": COLOURS["ink"],
+    "BPTT by hand, bfloat16": COLOURS["red"],
+    "snntorch": "#e69f00",
 }
 HOMEOSTASIS = {"on": "-", "off": ":"}
 
@@ -41,9 +44,11 @@ HOMEOSTASIS = {"on": "-", "off": ":"}
 # --- What is drawn -----------------------------------------------------------------------------------------------------------
 
 
-def plots(found: Found) -> dict[str, Plot]:
-    """By the file's name under docs/. What has no figures has no plot."""
+def plots(found: Found, timed: dict[str, Any] | None = None) -> dict[str, Plot]:
+    """By the file's name under docs/. What has no figures has no plot. ``timed``: see :func:`results_speed.read`."""
     made: dict[str, Plot] = {}
+    if own := results_speed.panels(timed or {}):
+        made["results-speed.svg"] = {"panels": own, "columns": len(own)}
     first = [_panel("Test accuracy", _accuracies(found), "%", names=list(TASKS))]
     if data := next((data for data in STRESS if found[f"stress-{data}"]["cells"]), None):
         rows = [row for row in stress_rows(found[f"stress-{data}"]) if row["rule"] in (*SIGPROP, "bptt", "bptt-hard")]
@@ -127,7 +132,8 @@ def write(path: Path, plot: Plot) -> None:
     count = -(-len(panels) // columns)
     lines = [each for content in panels for each in content["lines"]]
     rules = sorted({each["rule"] for each in lines}, key=list(PALETTE).index)
-    styles = [style for style in HOMEOSTASIS if any(each["homeostasis"] == style for each in lines)]
+    told = [each["homeostasis"] for content in panels for each in content["lines"] if "log" not in content]
+    styles = [style for style in HOMEOSTASIS if style in told]
     handles = [Line2D([], [], color=PALETTE[rule], marker=_marker(rule), linestyle="none", label=rule) for rule in rules]
     handles += [
         Line2D([], [], color=COLOURS["muted"], linestyle=HOMEOSTASIS[one], label=f"homeostasis {one}") for one in styles
@@ -166,7 +172,10 @@ def _draw(axis: Any, content: dict[str, Any]) -> None:
             )
         axis.errorbar(each["x"], each["y"], color=PALETTE[each["rule"]], linestyle=style, **shape, **errors)
     axis.set(title=content["title"], xlabel=content["xlabel"], ylabel=content["ylabel"])
-    if "names" in content:
+    if "log" in content:
+        axis.set(xscale="log", yscale="log")
+        axis.grid(axis="y")
+    elif "names" in content:
         axis.set_yticks(range(len(content["names"])), content["names"])
         axis.set_ylim(len(content["names"]) - 0.5, -0.5)
         axis.grid(axis="x")

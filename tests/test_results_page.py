@@ -20,7 +20,7 @@ VERSIONS = {"python": "3.11", "cpu": "none"}
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules of benchmarks/ by their names."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("results_page", "results_rows", "results_plots", "evidence", "stress", "tasks")
+    names = ("results_page", "results_rows", "results_plots", "results_speed", "evidence", "stress", "tasks", "scaling")
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -87,7 +87,29 @@ def test_the_page_and_its_plots_are_made_from_the_results(scripts: Any) -> None:
     page, order = scripts.results_page, "run: python benchmarks/results_page.py"
     assert page.page() == (page.DOCS / "results.md").read_text(encoding="utf-8"), order
     held = {path.name: scripts.results_plots.held(path) for path in page.DOCS.glob("results*.svg")}
-    assert held == scripts.results_plots.plots(scripts.results_rows.read(page.RESULTS)), order
+    assert held == scripts.results_plots.plots(scripts.results_rows.read(page.RESULTS), scripts.results_speed.read()), order
+
+
+def test_goals_of_speed_take_the_slower_option(scripts: Any, tmp_path: Path) -> None:
+    def times(option: float) -> dict[str, Any]:
+        return {"snntorch": {"median": option}, "BPTT by hand, bfloat16": {"median": 1.8}}
+
+    both = {"sigprop-surrogate": times(3.1), "sigprop-membrane": times(2.9)}
+    cell = {"work": "mlp, T = 25", "precision": "medium", "threads": 1, "times": both, "ms": {}, "commit": "abc"}
+    write(tmp_path, "speed", [cell, cell | {"work": "mlp, T = 100", "times": {"sigprop-surrogate": times(9.0)}}])
+    found = scripts.results_speed.goals(scripts.results_speed.read(tmp_path))
+    verdicts = {tuple(line[:4:3]): line[-2:] for line in found if line[1] == "medium" and line[2].startswith("sigprop-")}
+    assert verdicts["mlp, T = 25", "snntorch"] == ["3.10 / 2.90", "**missed**"]
+    assert verdicts["mlp, T = 25", "BPTT by hand, bfloat16"] == ["1.80 / 1.80", "reached"]
+    assert verdicts["mlp, T = 100", "snntorch"] == ["9.00", "open"]  # one option alone judges nothing
+    assert verdicts["conv, T = 10", "snntorch"] == ["-", "open"]
+
+
+def test_an_exponent_is_the_slope_of_the_logarithms(scripts: Any) -> None:
+    fitted = scripts.scaling.exponent([1.0, 2.0, 4.0, 8.0], [3.0, 3.0 * 2**1.5, 3.0 * 4**1.5, 3.0 * 8**1.5])
+    assert fitted["exponent"] == pytest.approx(1.5) and fitted["error"] == pytest.approx(0.0, abs=1e-9)
+    cells = [{"axis": "depth", "value": value, "ms": {"a": {"median": 5.0}}} for value in (1, 2, 4)]
+    assert scripts.scaling.summarise(cells)["depth"]["a"]["exponent"] == pytest.approx(0.0)
 
 
 def test_known_figures_give_known_cells_and_misses(scripts: Any, known: Path) -> None:
