@@ -85,8 +85,8 @@ def memory_verdict(file: dict[str, Any]) -> str:
     ratio = max(summary["ratio"].values())
     words = {True: "reached", False: "**missed**"}
     said = [
-        f"streamed input peaks at {peak:.1f} MiB (goal {MEMORY_GOALS['peak']:g}: {words[peak <= MEMORY_GOALS['peak']]}), and at "
-        f"T = {summary['longest']} at {ratio:.3f} times what it takes at T = {summary['shortest']} (goal "
+        f"streamed input peaks at {peak:.1f} MiB (goal {MEMORY_GOALS['peak']:g}: {words[peak <= MEMORY_GOALS['peak']]}), "
+        f"and at T = {summary['longest']} at {ratio:.3f} times what it takes at T = {summary['shortest']} (goal "
         f"{MEMORY_GOALS['ratio']:g}: {words[ratio <= MEMORY_GOALS['ratio']]})"
     ]
     slopes = summary.get("mib_per_step", {})
@@ -111,8 +111,8 @@ def section(found: dict[str, dict[str, Any]]) -> str:
     parts = [
         "Median milliseconds of a training step, and in brackets its quartiles, of contestants interleaved in one run "
         "(`benchmarks/speed.py`): `mlp` is 784-512-512-10 at B = 128, `conv` two 5 x 5 convolutions of 32 and 64 channels, "
-        "each with means of 2 x 2, at B = 64; inputs of density 0.1. BPTT by hand is one product per layer for all steps, a scan "
-        "and no graph inside: the strongest form known to us; for it averages are folded into the convolutions, too. `medium` "
+        "each with means of 2 x 2, at B = 64; inputs of density 0.1. BPTT by hand is one product per layer for all steps, a "
+        "scan and no graph inside: the strongest form known to us; for it averages are folded into the convolutions, too. `medium` "
         "lets torch round products for everybody.",
     ]
     if "speed" in found:
