@@ -110,10 +110,10 @@ def section(found: dict[str, dict[str, Any]]) -> str:
     """Markdown; says what is missing and how to make it."""
     parts = [
         "Median milliseconds of a training step, and in brackets its quartiles, of contestants interleaved in one run "
-        "(`benchmarks/speed.py`): `mlp` is 784-512-512-10 at B = 128, `conv` two 5 x 5 convolutions of 32 and 64 channels, "
-        "each with means of 2 x 2, at B = 64; inputs of density 0.1. BPTT by hand is one product per layer for all steps, a "
-        "scan and no graph inside: the strongest form known to us; for it averages are folded into the convolutions, too. `medium` "
-        "lets torch round products for everybody.",
+        "(`benchmarks/speed.py`): `mlp` is 784-512-512-10 at B = 128, `conv` two 5 x 5 convolutions of 32 and 64 "
+        "channels, each with means of 2 x 2, at B = 64; inputs of density 0.1. BPTT by hand is one product per layer for "
+        "all steps, a scan and no graph inside: the strongest form known to us; for it averages are folded into the "
+        "convolutions, too. `medium` lets torch round products for everybody.",
     ]
     if "speed" in found:
         parts += [speed_table(found["speed"])]
