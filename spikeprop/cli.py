@@ -96,6 +96,7 @@ def _train(args: argparse.Namespace, first: bool) -> Outcome:
         runs.write_json(out / runs.CONFIG, config)
     before = runs.peak_memory_mib()
     limits = {"epochs": config["epochs"], "batch_size": config["batch_size"], "augment": augment, "parallel": args.parallel}
+    settings["chunk"] = config["chunk"]
     history = fit(network, rule, data, folder=out, resume=args.resume, **limits, **settings)
     peak = runs.peak_memory_mib()
     if not first:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from numbers import Integral  # also numpy's integers
 from typing import Any, ClassVar
@@ -45,6 +45,25 @@ class Encoder(ABC):
             raise InputError(f"{self.name} encoder: inputs hold NaN or infinity")
         return self.encode(inputs, int(num_steps), generator)
 
+    def stretches(
+        self, inputs: Tensor, num_steps: int, chunk: int | None, generator: Generator | None = None
+    ) -> Iterator[Tensor]:
+        """What a call returns, ``chunk`` steps at a time (None: all at once), without holding more of it than that.
+
+        Poisson draws the same spikes on the CPU as a call does.
+        """
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk = {chunk} must be at least 1 step, or None for a whole sequence at once")
+        if chunk is None or chunk >= num_steps:
+            yield self(inputs, num_steps, generator)
+            return
+        for start in range(0, num_steps, chunk):
+            yield self._stretch(inputs, num_steps, start, min(num_steps, start + chunk), generator)
+
+    @abstractmethod
+    def _stretch(self, inputs: Tensor, num_steps: int, start: int, stop: int, generator: Generator | None) -> Tensor:
+        """Steps ``start`` to ``stop`` of a call with ``num_steps``; stretches are asked for in order."""
+
     @abstractmethod
     def encode(self, inputs: Tensor, num_steps: int, generator: Generator | None) -> Tensor:
         """Do the encoding; the arguments are those of a call, already checked to be finite and not empty."""
@@ -75,6 +94,9 @@ class Current(Encoder):
             current = current * self.scale
         return current.expand(num_steps, *current.shape)
 
+    def _stretch(self, inputs: Tensor, num_steps: int, start: int, stop: int, generator: Generator | None) -> Tensor:
+        return self(inputs, stop - start)
+
 
 @dataclass(frozen=True)
 class Poisson(Encoder):
@@ -100,6 +122,9 @@ class Poisson(Encoder):
             (num_steps, *inputs.shape), generator=generator, dtype=probability.dtype, device=probability.device
         )
         return (uniform < probability).to(probability.dtype)
+
+    def _stretch(self, inputs: Tensor, num_steps: int, start: int, stop: int, generator: Generator | None) -> Tensor:
+        return self(inputs, stop - start, generator)
 
 
 @dataclass(frozen=True)
@@ -131,6 +156,9 @@ class Latency(Encoder):
             raise InputError("latency encoder: with tau, threshold must be above 0, or every input would spike at step 0")
 
     def encode(self, inputs: Tensor, num_steps: int, generator: Generator | None) -> Tensor:
+        return self._stretch(inputs, num_steps, 0, num_steps, generator)
+
+    def _stretch(self, inputs: Tensor, num_steps: int, start: int, stop: int, generator: Generator | None) -> Tensor:
         intensity = _floating(inputs)
         _refuse_outside_unit(intensity, "latency encoder: inputs")
         if self.tau is None:
@@ -141,7 +169,7 @@ class Latency(Encoder):
             silent = intensity <= self.threshold
         # -1 is no step at all; comparing as floating-point numbers keeps times beyond the range of integers harmless.
         spike_step = torch.where(silent, -1.0, torch.round(time))
-        steps = torch.arange(num_steps, dtype=intensity.dtype, device=intensity.device)
+        steps = torch.arange(start, stop, dtype=intensity.dtype, device=intensity.device)
         return (spike_step == steps.view(-1, *[1] * intensity.ndim)).to(intensity.dtype)
 
 
@@ -156,12 +184,15 @@ class Events(Encoder):
     temporal: ClassVar[bool] = True
 
     def encode(self, inputs: Tensor, num_steps: int, generator: Generator | None) -> Tensor:
+        return self._stretch(inputs, num_steps, 0, num_steps, generator)
+
+    def _stretch(self, inputs: Tensor, num_steps: int, start: int, stop: int, generator: Generator | None) -> Tensor:
         if inputs.shape[1] != num_steps:
             raise InputError(
                 f"events encoder: num_steps = {num_steps}, but the inputs {list(inputs.shape)} have {inputs.shape[1]} time "
                 f"steps (axis 1); use num_steps = {inputs.shape[1]} or bin the data anew"
             )
-        return _floating(inputs.transpose(0, 1))
+        return _floating(inputs[:, start:stop].transpose(0, 1))
 
 
 ENCODERS: dict[str, type[Encoder]] = {encoder.name: encoder for encoder in (Current, Poisson, Latency, Events)}

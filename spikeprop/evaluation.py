@@ -175,7 +175,21 @@ def _change(before: Tensor, after: Tensor) -> Change:
 def encode_in_batches(
     network: Network, inputs: Tensor, num_steps: int | None, encoder: Encoder | None, batch_size: int, seed: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """The encoded inputs ``[T, B, *features]``, batch after batch, each with the samples it holds.
+    """Batch after batch the samples it holds and its encoded inputs ``[T, B, *features]``; see :func:`stream_batches`."""
+    for rows, stretches in stream_batches(network, inputs, num_steps, encoder, batch_size, seed, None):
+        yield rows, next(stretches)
+
+
+def stream_batches(
+    network: Network,
+    inputs: Tensor,
+    num_steps: int | None,
+    encoder: Encoder | None,
+    batch_size: int,
+    seed: int,
+    chunk: int | None,
+) -> Iterator[tuple[slice, Iterator[Tensor]]]:
+    """Batch after batch the samples it holds and its encoded inputs ``[k, B, *features]``, ``chunk`` steps at a time or all.
 
     ``inputs`` are ``[N, *input_shape]``, or ``[N, T, *input_shape]`` for data that carry their own time. Without an encoder the
     first are constant currents and the second events as they are.
@@ -199,7 +213,7 @@ def encode_in_batches(
     weight = network.readout.weight
     for start in range(0, len(inputs), batch_size):
         rows = slice(start, min(start + batch_size, len(inputs)))
-        yield rows, encoder(inputs[rows], num_steps, generator).to(weight)
+        yield rows, (part.to(weight) for part in encoder.stretches(inputs[rows], num_steps, chunk, generator))
 
 
 @torch.inference_mode()
@@ -211,6 +225,7 @@ def evaluate(
     encoder: Encoder | None = None,
     batch_size: int = 500,
     seed: int = 0,
+    chunk: int | None = None,
 ) -> Evaluation:
     """Accuracy over a data set by each prediction option.
 
@@ -220,6 +235,7 @@ def evaluate(
         num_steps: T; may be left out where the data carry time.
         encoder: constant current, or events as they are, by default.
         seed: for random encoders.
+        chunk: steps of a sequence that are encoded and run at a time; None: all.
 
     Raises:
         InputError: data that do not fit the network, or are empty.
@@ -231,9 +247,14 @@ def evaluate(
     squared = 0.0
     confusion = torch.zeros(network.outputs, network.outputs, dtype=torch.long)
     steps = 0
-    for rows, x in encode_in_batches(network, inputs, num_steps, encoder, batch_size, seed):
-        steps, wanted = len(x), labels[rows]
-        activity = network.run(x)[-1].spikes.mean(0)
+    for rows, stretches in stream_batches(network, inputs, num_steps, encoder, batch_size, seed, chunk):
+        steps, wanted, state = 0, labels[rows], network.initial_state(rows.stop - rows.start)
+        total_activity: Tensor | float = 0.0
+        for x in stretches:
+            activities, state = network.advance(state, x)
+            steps, total_activity = steps + len(x), total_activity + activities[-1].spikes.sum(0)
+        assert isinstance(total_activity, Tensor)
+        activity = total_activity / steps
         outputs = network.readout(activity).cpu()
         if network.regression:
             squared += float((outputs - wanted).square().mean(1).sum())
@@ -268,6 +289,7 @@ def dead_neurons(
     encoder: Encoder | None = None,
     batch_size: int = 500,
     seed: int = 0,
+    chunk: int | None = None,
     observe: Callable[[Tensor, list[Activity]], None] | None = None,
 ) -> Health:
     """Which neurons never spike over a whole pass through a data set, which hardly, which always.
@@ -276,7 +298,8 @@ def dead_neurons(
     always a statement about the data and T at hand. Rate layers have no spikes and are refused.
 
     Args: as for :func:`evaluate`; the labels are not used. ``observe`` is called with each batch's encoded inputs
-        ``[T, B, *input_shape]`` and every layer's activity, for whoever measures more in the same pass.
+        ``[T, B, *input_shape]`` (or ``chunk`` steps of them) and every layer's activity, for whoever measures more in the same
+        pass.
 
     Raises:
         InputError: data that do not fit the network or are empty, or a layer whose neurons do not spike.
@@ -289,16 +312,21 @@ def dead_neurons(
     active = [torch.zeros_like(count) for count in spikes]
     highest = [torch.full_like(count, -torch.inf) for count in spikes]
     steps = 0
-    for _, x in encode_in_batches(network, inputs, num_steps, encoder, batch_size, seed):
-        steps, activities = len(x), network.run(x)
-        if observe is not None:
-            observe(x, activities)
-        for index, activity in enumerate(activities):
-            per_sample = activity.spikes.sum(0).cpu()
-            spikes[index] += per_sample.sum(0)
-            active[index] += (per_sample > 0).sum(0)
-            above = (activity.membrane - network.layers[index].neuron.threshold).amax((0, 1)).cpu()
-            highest[index] = torch.maximum(highest[index], above)
+    for rows, stretches in stream_batches(network, inputs, num_steps, encoder, batch_size, seed, chunk):
+        steps, state = 0, network.initial_state(rows.stop - rows.start)
+        per_sample = [torch.zeros(rows.stop - rows.start, *layer.output_shape) for layer in network.layers]
+        for x in stretches:
+            activities, state = network.advance(state, x)
+            steps += len(x)
+            if observe is not None:
+                observe(x, activities)
+            for index, activity in enumerate(activities):
+                per_sample[index] += activity.spikes.sum(0).cpu()
+                above = (activity.membrane - network.layers[index].neuron.threshold).amax((0, 1)).cpu()
+                highest[index] = torch.maximum(highest[index], above)
+        for index, counts in enumerate(per_sample):
+            spikes[index] += counts.sum(0)
+            active[index] += (counts > 0).sum(0)
     layers = []
     for count, fired, above in zip(spikes, active, highest, strict=True):
         dead = count == 0

@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Any] = {  # of a training; None: from the data
     "start_from": None,
     "epochs": 20,
     "batch_size": None,
+    "chunk": None,
     "seed": 0,
 }
 COMPARED: dict[str, Any] = {  # of a comparison of rules
@@ -298,6 +299,7 @@ def _training(made: argparse.ArgumentParser) -> None:
     option("--drop", "lose each entry of the training inputs with probability P", type=_positive, metavar="P")
     option("--delay", "move training recordings by up to N steps in time", type=_count, metavar="N")
     option("--update-every", "time steps between weight updates (default: once per sample)", type=_count, metavar="K")
+    option("--chunk", "time steps encoded and learned at a time, for long recordings (default: all)", type=_count, metavar="K")
     bits = range(2, 9)
     option("--weight-bits", "train with Loihi's weights of 2 to 8 bits, and its decays", type=int, choices=bits, metavar="N")
     option("--start-from", "a finished run whose trained network to start from; its model is taken over", metavar="RUN")

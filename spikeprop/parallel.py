@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,11 +99,13 @@ class Alone:
         """The state of the rule for what this process trains, from that of the whole network."""
         return self.whole
 
-    def learn(self, state: Any, encode: Callable[[], Tensor], labels: Tensor, num_steps: int) -> Turn:
-        """Learn from a batch, whose inputs ``encode`` makes."""
-        encoded = encode()
-        answer, state = self.rule.learn(self.network, self.rule.begin(state), encoded, labels.to(encoded.device))
-        return Turn(answer, labels, state)
+    def learn(self, state: Any, encode: Callable[[], Iterator[Tensor]], labels: Tensor) -> Turn:
+        """Learn from a batch, whose inputs ``encode`` makes, a stretch of time after another."""
+        state, answers = self.rule.begin(state), []
+        for x in encode():
+            answer, state = self.rule.learn(self.network, state, x, labels.to(x.device))
+            answers.append((len(x), answer))
+        return Turn(_mean(answers), labels, state)
 
     def total(self, numbers: Tensor) -> Tensor:
         """Sums over an epoch of what all processes counted."""
@@ -170,15 +171,16 @@ class Rows(_Several):
         generator.set_state(start)
         return super().initial_state(generator)
 
-    def learn(self, state: Any, encode: Callable[[], Tensor], labels: Tensor, num_steps: int) -> Turn:
+    def learn(self, state: Any, encode: Callable[[], Iterator[Tensor]], labels: Tensor) -> Turn:
         own = part_of(len(labels), self.rank, self.size)
         share = Share(own.stop - own.start, len(labels))
         if share.rows == 0:
             raise InputError(f"fit: a batch of {len(labels)} has no row for process {self.rank} of {self.size}")
-        encoded = encode()[:, own]  # all of it was drawn, so that every process draws the same
-        state = replace(self.rule.begin(state), share=share)
-        answer, state = self.rule.learn(self.network, state, encoded, labels[own].to(encoded.device))
-        return Turn(answer, labels[own], state)
+        state, answers = replace(self.rule.begin(state), share=share), []
+        for x in encode():  # all rows were drawn, so that every process draws the same
+            answer, state = self.rule.learn(self.network, state, x[:, own], labels[own].to(x.device))
+            answers.append((len(x), answer))
+        return Turn(_mean(answers), labels[own], state)
 
     def total(self, numbers: Tensor) -> Tensor:
         with talking():
@@ -217,32 +219,40 @@ class Layers(_Several):
         self.optimizers = [self.whole.optimizer, state.optimizer]
         return state
 
-    def learn(self, state: Any, encode: Callable[[], Tensor], labels: Tensor, num_steps: int) -> Turn:
-        state = self.rule.begin(state)
-        window = self.rule.update_every or num_steps
-        arriving = (
-            self._arriving(math.ceil(num_steps / window)) if self.below else ((x, labels) for x in encode().split(window))
-        )
-        answers = []
-        for x, labels in arriving:
+    def learn(self, state: Any, encode: Callable[[], Iterator[Tensor]], labels: Tensor) -> Turn:
+        state, answers = self.rule.begin(state), []
+        for x, present, last in self._arriving() if self.below else self._windows(encode(), labels):
             rate = self.trained.layers[-1].rate.clone()  # on which the next layer is centred while it sees these spikes
-            answer, state = self.rule.learn(self.trained, state, x, labels.to(x.device))
+            answer, state = self.rule.learn(self.trained, state, x, present.to(x.device))
             answers.append((len(x), answer))
             if self.above is not None:
-                self.above.send([*_packed(state.stream.spikes, self.trained.layers[-1].neuron.spiking), rate, labels])
-        loss = torch.stack([answer.loss * steps for steps, answer in answers]).sum(0) / num_steps
-        activity = [
-            torch.stack([mean * steps for (steps, _), mean in zip(answers, means, strict=True)]).sum(0) / num_steps
-            for means in zip(*(answer.activity for _, answer in answers), strict=True)
-        ]
-        return Turn(Answer(answers[-1][1].outputs, loss, activity), labels, state)
+                packed = _packed(state.stream.spikes, self.trained.layers[-1].neuron.spiking)
+                self.above.send([*packed, rate, present, torch.tensor(last)])
+        return Turn(_mean(answers), present, state)
 
-    def _arriving(self, windows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _windows(self, stretches: Iterator[Tensor], labels: Tensor) -> Iterator[tuple[Tensor, Tensor, bool]]:
+        """A sequence, cut wherever the rates may change that the layers above are centred on; the last piece is marked."""
+        before: Tensor | None = None
+        place = 0  # in the update window
+        for stretch in stretches:
+            while len(stretch):
+                stop = min(len(stretch), (self.rule.update_every or len(stretch)) - place)
+                piece, stretch = stretch[:stop], stretch[stop:]
+                place = (place + stop) % (self.rule.update_every or stop)
+                if before is not None:
+                    yield before, labels, False
+                before = piece
+        assert before is not None
+        yield before, labels, True
+
+    def _arriving(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
         assert self.below is not None
-        for _ in range(windows):
-            *packed, rate, labels = self.below.receive()
+        last = False
+        while not last:
+            *packed, rate, labels, end = self.below.receive()
             self.trained.input_mean.copy_(rate)
-            yield _unpacked(*packed).to(self.network.readout.weight.device), labels
+            last = bool(end)
+            yield _unpacked(*packed).to(self.network.readout.weight.device), labels, last
 
     def epoch(self, state: Any, figures: dict[str, Any]) -> dict[str, Any]:
         parameters = {id(parameter): index for index, parameter in enumerate(self.whole.parameters)}
@@ -324,6 +334,19 @@ def split_layers(network: Network, parts: int) -> list[range]:
 
     choices = (spans(cuts) for cuts in itertools.combinations(range(1, count), parts - 1))
     return min(choices, key=lambda found: max(sum(costs[index] for index in span) for span in found))
+
+
+def _mean(answers: list[tuple[int, Answer]]) -> Answer:
+    """Of the stretches of a sequence, each with its number of steps."""
+    steps = sum(number for number, _ in answers)
+    if len(answers) == 1:
+        return answers[0][1]
+    loss = torch.stack([answer.loss * number for number, answer in answers]).sum(0) / steps
+    activity = [
+        torch.stack([mean * number for (number, _), mean in zip(answers, means, strict=True)]).sum(0) / steps
+        for means in zip(*(answer.activity for _, answer in answers), strict=True)
+    ]
+    return Answer(answers[-1][1].outputs, loss, activity)
 
 
 def _packed(spikes: Tensor, spiking: bool) -> list[Tensor]:

@@ -23,7 +23,7 @@ from spikeprop.augmentation import Augmentation
 from spikeprop.data import Data
 from spikeprop.encoding import Encoder, default_encoder
 from spikeprop.errors import CheckpointError, InputError, ProcessError
-from spikeprop.evaluation import encode_in_batches, evaluate
+from spikeprop.evaluation import evaluate, stream_batches
 from spikeprop.network import Network
 from spikeprop.rules.base import Rule
 from spikeprop.storage import read_tensors, write_tensors
@@ -66,6 +66,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     observe: Callable[[Network, Any], dict[str, Any]] | None = None,
+    chunk: int | None = None,
     parallel: parallel_training.Kind | None = None,
 ) -> History:
     """Train a network in place.
@@ -85,6 +86,8 @@ def fit(
         resume: continue from the folder's checkpoint, to the same weights, bit for bit, as if it had not been interrupted.
         observe: called with the network and the rule's state after every epoch; what it returns joins the epoch's figures. It
             must change neither.
+        chunk: steps of a sequence that are encoded and learned at a time, so that a long one is never held whole; None: all. A
+            rule that updates once per call (``update_every=None``) then does so after each stretch.
         parallel: "data" or "layers" spreads the training over the processes that called this together, each with the same
             arguments: see :mod:`spikeprop.parallel`. None trains in this process alone.
         progress: a bar with loss, accuracy, dead share and rate; one line per epoch where the output is not a terminal.
@@ -116,6 +119,7 @@ def fit(
         "schedule": schedule,
         "augment": augment.config(),
         "samples": len(inputs),
+        **({} if chunk is None else {"chunk": chunk}),
     }
 
     crew = parallel_training.crew(parallel, network, rule)
@@ -131,7 +135,7 @@ def fit(
             raise InputError("fit: resume=True needs the folder that holds the checkpoint")
         history.epochs = _restore(path, settings, network, rule, whole, generator)
     elif network.centred:
-        centre_inputs(network, inputs, num_steps, encoder, seed)
+        centre_inputs(network, inputs, num_steps, encoder, seed, chunk)
     state = crew.own_state()
     groups = [group for optimizer in crew.optimizers for group in optimizer.param_groups]
     base_rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
@@ -148,10 +152,11 @@ def fit(
                     for group, rate in zip(groups, base_rates, strict=True):
                         group["lr"] = rate * factor
 
-                def encode(rows: Tensor = rows) -> Tensor:
-                    return encoder(augment(inputs[rows], generator), num_steps, generator).to(network.readout.weight)
+                def encode(rows: Tensor = rows) -> Iterator[Tensor]:
+                    changed = augment(inputs[rows], generator)
+                    return (x.to(network.readout.weight) for x in encoder.stretches(changed, num_steps, chunk, generator))
 
-                answer, learned, state = crew.learn(state, encode, labels[rows], num_steps)
+                answer, learned, state = crew.learn(state, encode, labels[rows])
                 totals.add(answer, learned, network.regression)
                 if number % 10 == 0:
                     bar.set_postfix_str(totals.line())
@@ -166,7 +171,7 @@ def fit(
                 continue
             entry = {"epoch": epoch + 1, **figures, "seconds": time.perf_counter() - started}
             if data.validation is not None:
-                found = evaluate(network, data.validation, num_steps, encoder=encoder, seed=seed)
+                found = evaluate(network, data.validation, num_steps, encoder=encoder, seed=seed, chunk=chunk)
                 entry["validation_accuracy"] = found.accuracy.get("readout")
                 entry["validation_error"] = found.error
             entry |= {} if observe is None else observe(network, state)
@@ -209,11 +214,14 @@ def check_rule(rule: Rule, network: Network, samples: int, batch_size: int, num_
 
 
 @torch.inference_mode()
-def centre_inputs(network: Network, inputs: Tensor, num_steps: int, encoder: Encoder, seed: int) -> None:
+def centre_inputs(
+    network: Network, inputs: Tensor, num_steps: int, encoder: Encoder, seed: int, chunk: int | None = None
+) -> None:
     """Set a centred network's input mean to the mean of the encoded inputs over samples and time, as :func:`fit` does first."""
     total = torch.zeros_like(network.input_mean, dtype=torch.float64)
-    for _, x in encode_in_batches(network, inputs, num_steps, encoder, 1000, seed):
-        total += x.mean(0).sum(0)
+    for _, stretches in stream_batches(network, inputs, num_steps, encoder, 1000, seed, chunk):
+        for x in stretches:
+            total += x.mean(0).sum(0) * (len(x) / num_steps)
     network.input_mean.copy_(total / len(inputs))
 
 

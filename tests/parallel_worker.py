@@ -45,6 +45,7 @@ def train(case: dict, kind: str | None, folder: Path | None = None) -> tuple[sp.
     if case["parallel"] == "data":  # in float32 another order of sums makes the odd spike come or not, and so another network
         network.double()
     settings = {"batch_size": case["batch"], "seed": 5, "progress": False, "parallel": kind, "folder": folder}
+    settings["chunk"] = case.get("chunk")
     torch.set_float32_matmul_precision(case.get("precision", "highest"))
     more = {"encoder": sp.Poisson(), "augment": sp.Augmentation(shift=1)} if case.get("random") else {}
     resume = folder is not None and (folder / "checkpoint.safetensors").exists()

@@ -26,6 +26,18 @@ def test_every_encoder_is_time_first_and_floating(encoder: Encoder, dtype: torch
     assert encoded.dtype == (torch.float32 if dtype == torch.uint8 else dtype)
 
 
+@pytest.mark.parametrize("encoder", ALL, ids=str)
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 9, None])
+def test_stretches_are_the_whole_a_few_steps_at_a_time(encoder: Encoder, chunk: int | None) -> None:
+    inputs = uniform(3, 5, 2, 4)
+    whole = encoder(inputs, 5, torch.Generator().manual_seed(1))
+    stretches = list(encoder.stretches(inputs, 5, chunk, torch.Generator().manual_seed(1)))
+    assert torch.equal(torch.cat(stretches), whole)
+    assert max(map(len, stretches)) == min(chunk or 5, 5)
+    with pytest.raises(InputError, match="chunk = 0 must be at least 1 step"):
+        next(encoder.stretches(inputs, 5, 0))
+
+
 def test_current_is_the_scaled_input_at_every_step_and_costs_the_memory_of_one() -> None:
     inputs = uniform(4, 7)
     encoded = Current(scale=3.0)(inputs, 1000)

@@ -57,6 +57,7 @@ CASES = [
     {"name": "bptt", "parallel": "data", "model": "mlp", "rule": "bptt", "batch": 8},
     {"name": "layers", "parallel": "layers", "model": "mlp", "rule": "adam", "batch": 8},
     {"name": "windows", "parallel": "layers", "model": "mlp", "rule": "windows", "batch": 10},
+    {"name": "stretches", "parallel": "layers", "model": "mlp", "rule": "windows", "batch": 10, "chunk": 3},
     {"name": "layers-maps", "parallel": "layers", "model": "conv", "rule": "adam", "batch": 8, "precision": "medium"},
     {"name": "begun", "parallel": "layers", "model": "mlp", "rule": "adam", "batch": 8, "folder": "run", "random": True},
 ]

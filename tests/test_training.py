@@ -37,6 +37,27 @@ def assert_same(one: sp.Network, other: sp.Network) -> None:
         assert torch.equal(tensor, again), name
 
 
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("encoder", [sp.Current(), sp.Poisson(), sp.Latency()])
+def test_a_sequence_in_stretches_trains_as_the_whole_does(encoder, chunk) -> None:
+    """Updates every two steps, which the stretches cut differently; in float64, as float32 orders sums otherwise."""
+    data = sp.data.load("digits")
+    data = replace(data, train=sp.data.Split(data.train.inputs[:200], data.train.labels[:200]))
+    networks, histories = (small().double(), small().double()), []
+    for network, cut in zip(networks, (None, chunk), strict=True):
+        rule = sp.SigProp(update_every=2, optimizer=partial(torch.optim.SGD, lr=0.01))
+        histories.append(sp.fit(network, rule, data, 5, 2, encoder=encoder, batch_size=50, progress=False, chunk=cut))
+    for (name, tensor), other in zip(networks[0].state_dict().items(), networks[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(tensor, other, rtol=1e-7, atol=1e-10, msg=name)
+    for one, other in zip(histories[0].epochs, histories[1].epochs, strict=True):
+        assert one["validation_accuracy"] == other["validation_accuracy"]
+        assert one["rate"] == pytest.approx(other["rate"]) and one["dead"] == other["dead"]
+    whole, cut = (sp.dead_neurons(networks[0], data.test, 5, encoder=encoder, chunk=size) for size in (None, chunk))
+    for one, other in zip(whole.layers, cut.layers, strict=True):
+        assert torch.equal(one.spike_counts, other.spike_counts) and torch.equal(one.active_samples, other.active_samples)
+        torch.testing.assert_close(one.deficits, other.deficits)
+
+
 class Killed(Exception):
     pass
 
