@@ -91,7 +91,8 @@ def points(arguments: argparse.Namespace) -> list[tuple[str, str, int, list[int]
     wanted = itertools.product(arguments.modes, arguments.rules, sorted(arguments.num_steps))
     found = [(rule, mode, steps, arguments.hidden) for mode, rule, steps in wanted if mode != "whole" or steps <= 100]
     shortest, width = min(arguments.num_steps), arguments.hidden[0]
-    found += [(rule, "stream", shortest, [width] * depth) for rule in arguments.rules for depth in arguments.depths]
+    deep = [[width] * depth for depth in arguments.depths]
+    found += [(rule, "stream", shortest, one) for rule in arguments.rules for one in deep if one != arguments.hidden]
     peers = itertools.product(arguments.peers, sorted(arguments.num_steps))
     return found + [(peer, "whole", steps, arguments.hidden) for peer, steps in peers if steps <= 100]
 
@@ -143,14 +144,16 @@ def main(argv: list[str] | None = None) -> int:
         own = settings | {"rule": rule, "mode": mode, "hidden": hidden}
         runs = [measure_fresh(own, num_steps) for _ in range(arguments.repeats)]
         peak = statistics.median(run["peak_mib"] for run in runs)
-        cell = {"rule": rule, "mode": mode, "num_steps": num_steps, "depth": len(hidden), "peak_mib": peak}
+        cell = {"rule": rule, "mode": mode, "num_steps": num_steps, "hidden": hidden, "peak_mib": peak}
         results["cells"].append({**cell, "held_mib": held_mib(arguments.inputs, hidden), "runs": runs})
         each = " ".join(f"{run['peak_mib']:.2f}" for run in runs)
         print(f"{rule:22}  {mode:13}  {num_steps:5}  {len(hidden):6}  {peak:25.2f}   {each}", flush=True)
 
-    shortest, longest, depth = min(arguments.num_steps), max(arguments.num_steps), len(arguments.hidden)
+    shortest, longest = min(arguments.num_steps), max(arguments.num_steps)
     peaks = {
-        (cell["rule"], cell["mode"], cell["num_steps"]): cell["peak_mib"] for cell in results["cells"] if cell["depth"] == depth
+        (cell["rule"], cell["mode"], cell["num_steps"]): cell["peak_mib"]
+        for cell in results["cells"]
+        if cell["hidden"] == arguments.hidden
     }
     ratios = {rule: peaks[rule, "stream", longest] / peaks[rule, "stream", shortest] for rule in arguments.rules}
     passed = all(ratio <= 1.0 + TOLERANCE for ratio in ratios.values())

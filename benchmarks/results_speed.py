@@ -73,14 +73,15 @@ def scaling_table(file: dict[str, Any]) -> str:
 def memory_table(file: dict[str, Any]) -> str:
     lines = []
     for cell in file["cells"]:
-        line = [cell["rule"], cell["mode"], str(cell["num_steps"]), str(cell.get("depth", "-")), f"{cell['peak_mib']:.1f}"]
+        layers = str(len(cell["hidden"])) if "hidden" in cell else "-"
+        line = [cell["rule"], cell["mode"], str(cell["num_steps"]), layers, f"{cell['peak_mib']:.1f}"]
         lines.append([*line, f"{cell['held_mib']:.1f}" if "held_mib" in cell else "-"])
     return markdown(["who", "mode", "T", "hidden layers", "peak, MiB", "of which weights, moments, gradient"], lines)
 
 
 def memory_verdict(file: dict[str, Any]) -> str:
-    summary, depth = file["summary"], len(file["settings"]["hidden"])
-    streamed = [cell for cell in file["cells"] if cell["mode"] == "stream" and cell.get("depth", depth) == depth]
+    summary, hidden = file["summary"], file["settings"]["hidden"]
+    streamed = [cell for cell in file["cells"] if cell["mode"] == "stream" and cell.get("hidden", hidden) == hidden]
     peak = max(cell["peak_mib"] for cell in streamed)
     ratio = max(summary["ratio"].values())
     words = {True: "reached", False: "**missed**"}

@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "axis": axis,
                 "value": value,
                 "commit": commit(),
+                "rounds": arguments.rounds,
                 "ms": {name: quartiles(values) for name, values in found.items()},
             }
             print(
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             made = list(cells.values())
             results = header("scaling", argv) | {"command": command("scaling", argv)}
-            write_json(arguments.out, {**results, "rounds": arguments.rounds, "cells": made, "exponents": summarise(made)})
+            write_json(arguments.out, {**results, "cells": made, "exponents": summarise(made)})
     for axis, own in summarise(list(cells.values())).items():
         for name, fitted in own.items():
             print(f"{axis:10} {name:24} {fitted['exponent']:.2f} +- {fitted['error']:.2f}")

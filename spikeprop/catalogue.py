@@ -61,7 +61,10 @@ RULES: dict[str, Rule] = {
 }
 
 # What the command line can set; a rule has an option if `_set` finds something to change for it.
-OPTIONS = ("learning_rate", "temperature", "trace", "update_every", "truncate", "broadcast", "reset_gradient", "homeostasis")
+OPTIONS = (
+    *("learning_rate", "temperature", "trace", "update_every", "read_every", "truncate", "broadcast", "reset_gradient"),
+    "homeostasis",
+)
 
 
 def find(name: str) -> Rule:
@@ -80,6 +83,7 @@ def settings_of(rule: Rule) -> dict[str, Any]:
         "temperature": getattr(getattr(found, "loss", None), "temperature", None),
         "trace": getattr(found, "trace", None),
         "update_every": None if isinstance(rule, BPTT) else getattr(found, "update_every", None),
+        "read_every": getattr(found, "read_every", None),
         "truncate": found.update_every if isinstance(rule, BPTT) else None,
         "broadcast": getattr(found, "broadcast", None),
         "reset_gradient": getattr(found, "reset_gradient", None),

@@ -137,7 +137,7 @@ class Network(nn.Module):
     def part(self, start: int, stop: int) -> Network:
         """Layers ``start`` to ``stop`` (from 0, without the last) as a network of its own, which shares their tensors.
 
-        Its input is centred on ``input_mean`` as this network's layer ``start`` is on the layer before; they are not tied.
+        Its input is centred on ``input_mean`` as this network's layer ``start`` is on the layer before, but not tied to that.
         A part without the last layer has a readout of its own, one without the first no target synapses.
         """
         part = Network.__new__(Network)
@@ -146,8 +146,7 @@ class Network(nn.Module):
         part.input_shape, part.outputs = inside[0].input_shape, self.outputs
         part.centred, part.regression = self.centred, self.regression
         part.layers = cast(Sequence[Layer], nn.ModuleList(inside))
-        mean = self.centre(start)
-        part.register_buffer("input_mean", torch.zeros(part.input_shape) if mean is None else mean.clone())
+        part.register_buffer("input_mean", self.input_mean if start == 0 else self.layers[start - 1].rate.clone())
         last = stop == len(self.layers)
         part.readout = self.readout if last else Readout(inside[-1].rate.numel(), self.outputs).to(self.readout.weight)
         part.target = self.target if start == 0 else None

@@ -299,6 +299,7 @@ def _training(made: argparse.ArgumentParser) -> None:
     option("--drop", "lose each entry of the training inputs with probability P", type=_positive, metavar="P")
     option("--delay", "move training recordings by up to N steps in time", type=_count, metavar="N")
     option("--update-every", "time steps between weight updates (default: once per sample)", type=_count, metavar="K")
+    option("--read-every", "SigProp: time steps between readings of the membrane by the local loss", type=_count, metavar="K")
     option("--chunk", "time steps encoded and learned at a time, for long recordings (default: all)", type=_count, metavar="K")
     bits = range(2, 9)
     option("--weight-bits", "train with Loihi's weights of 2 to 8 bits, and its decays", type=int, choices=bits, metavar="N")

@@ -39,11 +39,12 @@ Kind = Literal["data", "layers"]
 
 
 @contextmanager
-def start(timeout: float = 600.0) -> Iterator[bool]:
+def start(timeout: float = 1800.0) -> Iterator[bool]:
     """Join the processes that ``torchrun`` started, for as long as the block lasts; yields whether this is the first of them.
 
     Args:
-        timeout: seconds that a process waits for another before it gives up.
+        timeout: seconds that a process waits for another before it gives up. The others wait while the first evaluates and
+            writes, too.
 
     Raises:
         InputError: if this process was not started by ``torchrun``, or by something that sets the same variables.
@@ -61,6 +62,8 @@ def start(timeout: float = 600.0) -> Iterator[bool]:
         )
     except (RuntimeError, ValueError) as error:
         raise ProcessError(f"process {os.environ['RANK']} did not find the others: {str(error).splitlines()[0]}") from None
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     try:
         yield dist.get_rank() == 0
     finally:
@@ -116,8 +119,11 @@ class Alone:
         self.whole = state
         return figures
 
-    def agree(self, settings: dict[str, Any]) -> None:
-        """Raise InputError unless all processes train the same."""
+    def agree(self, what: dict[str, Any]) -> None:
+        """Raise InputError unless all processes say the same."""
+
+    def check(self, smallest_batch: int) -> None:
+        """Raise InputError for batches that cannot be shared out."""
 
     def finish(self, epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """At the end of the training: network and history are the same everywhere."""
@@ -142,11 +148,12 @@ class _Several(Alone):
                     f"layer {number} has Bernoulli neurons, which would draw other numbers in each process; train it on one"
                 )
 
-    def agree(self, settings: dict[str, Any]) -> None:
-        mine = json.dumps(settings, sort_keys=True)
-        theirs = _spread_text(mine)
-        if mine != theirs:
-            raise InputError(f"fit: process {self.rank} was given {mine}, process 0 {theirs}; start all with the same settings")
+    def agree(self, what: dict[str, Any]) -> None:
+        theirs = json.loads(_spread_text(json.dumps(what)))
+        mine = json.loads(json.dumps(what))
+        other = [f"{name} = {mine.get(name)} here, {theirs.get(name)} there" for name in mine if mine[name] != theirs.get(name)]
+        if other:
+            raise InputError(f"fit: process {self.rank} differs from process 0 ({'; '.join(other)}); give all the same")
 
     def finish(self, epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         _spread(list(self.network.state_dict().values()))
@@ -165,6 +172,13 @@ class Rows(_Several):
                 "their mean; train on one process, or by SigProp on classes with SimilarityCrossEntropy, or by BPTT"
             )
 
+    def check(self, smallest_batch: int) -> None:
+        if smallest_batch < self.size:
+            raise InputError(
+                f"fit: the smallest batch has {smallest_batch} row(s) for {self.size} processes; choose another batch size, or "
+                "fewer processes"
+            )
+
     def initial_state(self, generator: torch.Generator) -> Any:
         start = generator.get_state()
         _spread([*self.network.state_dict().values(), start])
@@ -174,8 +188,6 @@ class Rows(_Several):
     def learn(self, state: Any, encode: Callable[[], Iterator[Tensor]], labels: Tensor) -> Turn:
         own = part_of(len(labels), self.rank, self.size)
         share = Share(own.stop - own.start, len(labels))
-        if share.rows == 0:
-            raise InputError(f"fit: a batch of {len(labels)} has no row for process {self.rank} of {self.size}")
         state, answers = replace(self.rule.begin(state), share=share), []
         for x in encode():  # all rows were drawn, so that every process draws the same
             answer, state = self.rule.learn(self.network, state, x[:, own], labels[own].to(x.device))
@@ -207,17 +219,23 @@ class Layers(_Several):
 
     def initial_state(self, generator: torch.Generator) -> Any:
         _spread(list(self.network.state_dict().values()))
-        return super().initial_state(generator)
+        whole = super().initial_state(generator)
+        self.trained = self.network.part(self.own.start, self.own.stop)
+        self.state = self.rule.initial_state(self.trained, entered=self.below is not None)
+        self.optimizers = [whole.optimizer, self.state.optimizer]
+        return whole
 
     def own_state(self) -> Any:
-        self.trained = self.network.part(self.own.start, self.own.stop)
-        state = self.rule.initial_state(self.trained, entered=self.below is not None)
-        for parameter in state.parameters:  # shared with the whole network, so that its moments are these
-            if parameter in self.whole.optimizer.state:
-                state.optimizer.state[parameter] = self.whole.optimizer.state[parameter]
-        state.means = self.whole.means[self.own.start : self.own.stop]
-        self.optimizers = [self.whole.optimizer, state.optimizer]
-        return state
+        groups = {id(parameter): group for group in self.whole.optimizer.param_groups for parameter in group["params"]}
+        for group in self.state.optimizer.param_groups:
+            known = [parameter for parameter in group["params"] if id(parameter) in groups]  # but for a readout of its own
+            for parameter in known:  # shared with the whole network, so that its moments are these
+                if parameter in self.whole.optimizer.state:
+                    self.state.optimizer.state[parameter] = self.whole.optimizer.state[parameter]
+            if known:  # a checkpoint's learning rate, for example
+                group.update({name: value for name, value in groups[id(known[0])].items() if name != "params"})
+        self.state.means = self.whole.means[self.own.start : self.own.stop]
+        return self.state
 
     def learn(self, state: Any, encode: Callable[[], Iterator[Tensor]], labels: Tensor) -> Turn:
         state, answers = self.rule.begin(state), []
@@ -328,12 +346,19 @@ def split_layers(network: Network, parts: int) -> list[range]:
         )
     costs = [layer.rate.numel() * max(1, layer.synapse.fan_in) for layer in network.layers]
 
-    def spans(cuts: tuple[int, ...]) -> list[range]:
-        edges = [0, *cuts, count]
-        return [range(start, stop) for start, stop in itertools.pairwise(edges)]
-
-    choices = (spans(cuts) for cuts in itertools.combinations(range(1, count), parts - 1))
-    return min(choices, key=lambda found: max(sum(costs[index] for index in span) for span in found))
+    # best[parts - 1][stop]: of the first ``stop`` layers in so many parts, the smallest largest sum, and where the last begins.
+    sums = [0, *itertools.accumulate(costs)]
+    best = [[(float(total), 0) for total in sums]]
+    for part in range(1, parts):
+        best.append([(float("inf"), 0)] * (part + 1))
+        best[part] += [
+            min((max(best[part - 1][start][0], sums[stop] - sums[start]), start) for start in range(part, stop))
+            for stop in range(part + 1, count + 1)
+        ]
+    edges = [count]
+    for part in range(parts - 1, 0, -1):
+        edges.insert(0, best[part][edges[0]][1])
+    return [range(start, stop) for start, stop in itertools.pairwise([0, *edges])]
 
 
 def _mean(answers: list[tuple[int, Answer]]) -> Answer:
@@ -341,7 +366,9 @@ def _mean(answers: list[tuple[int, Answer]]) -> Answer:
     steps = sum(number for number, _ in answers)
     if len(answers) == 1:
         return answers[0][1]
-    loss = torch.stack([answer.loss * number for number, answer in answers]).sum(0) / steps
+    read = [torch.full_like(answer.loss, number) if answer.readings is None else answer.readings for number, answer in answers]
+    losses = [answer.loss.where(number > 0, 0.0) * number for number, (_, answer) in zip(read, answers, strict=True)]
+    loss = torch.stack(losses).sum(0) / torch.stack(read).sum(0)
     activity = [
         torch.stack([mean * number for (number, _), mean in zip(answers, means, strict=True)]).sum(0) / steps
         for means in zip(*(answer.activity for _, answer in answers), strict=True)

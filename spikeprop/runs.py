@@ -55,6 +55,7 @@ ADDED = {  # what later versions added to a configuration, as earlier ones had i
     "drop": 0.0,
     "delay": 0,
     "update_every": None,
+    "read_every": None,
     "chunk": None,
     "recurrent": False,
     "truncate": None,

@@ -35,7 +35,8 @@ def talking() -> Iterator[None]:
             raise
         cause = str(error).splitlines()[0]
         raise ProcessError(
-            f"process {dist.get_rank()} of {dist.get_world_size()} lost another one ({cause}); the first that ended says why"
+            f"process {dist.get_rank()} of {dist.get_world_size()} lost another one or waited for it in vain ({cause}); "
+            "the first that ended says why"
         ) from None
 
 

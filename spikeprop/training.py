@@ -123,7 +123,9 @@ def fit(
     }
 
     crew = parallel_training.crew(parallel, network, rule)
-    crew.agree(settings)
+    plain = {name: repr(value) for name, value in vars(rule).items() if not callable(value)}
+    crew.agree({**settings, "settings of the rule": plain, "network": network.config(), "parallel": parallel, "resume": resume})
+    crew.check(len(inputs) % batch_size or min(batch_size, len(inputs)))
     if parallel is not None and observe is not None:
         raise InputError("fit: observe sees a network and a state in one process; leave it out with parallel, or train on one")
     generator = torch.Generator().manual_seed(seed)
@@ -134,13 +136,14 @@ def fit(
         if path is None:
             raise InputError("fit: resume=True needs the folder that holds the checkpoint")
         history.epochs = _restore(path, settings, network, rule, whole, generator)
+        crew.agree({"epochs in the checkpoint": history.epochs})
     elif network.centred:
         centre_inputs(network, inputs, num_steps, encoder, seed, chunk)
     state = crew.own_state()
     groups = [group for optimizer in crew.optimizers for group in optimizer.param_groups]
     base_rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
 
-    with _interruptible() as interrupted, _lost(history, path):
+    with _interruptible() as interrupted, _lost(path, resume):
         for epoch in range(len(history.epochs), epochs):
             started, order = time.perf_counter(), torch.randperm(len(inputs), generator=generator)
             totals = _Totals(crew.trained)
@@ -159,7 +162,7 @@ def fit(
                 answer, learned, state = crew.learn(state, encode, labels[rows])
                 totals.add(answer, learned, network.regression)
                 if number % 10 == 0:
-                    bar.set_postfix_str(totals.line())
+                    bar.set_postfix_str(totals.line(whole=crew.trained is network))
                 if interrupted.is_set():
                     raise KeyboardInterrupt(
                         f"stopped in epoch {epoch + 1}; {path or 'no checkpoint folder'} holds the epochs before it"
@@ -251,10 +254,11 @@ class _Totals:
             "rate": [float(total.mean()) / samples for total in activity],
         }
 
-    def line(self) -> str:
+    def line(self, whole: bool = True) -> str:
         figures = self.to_dict()
+        accuracy = f"accuracy {figures['train_accuracy']:.3f} " if whole else "own layers "  # a part's readout is thrown away
         return (
-            f"loss {sum(figures['loss']) / len(figures['loss']):.3f} accuracy {figures['train_accuracy']:.3f} "
+            f"loss {sum(figures['loss']) / len(figures['loss']):.3f} {accuracy}"
             f"dead {max(figures['dead']):.1%} rate {max(figures['rate']):.3f}"
         )
 
@@ -284,15 +288,18 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _lost(history: History, path: Path | None) -> Iterator[None]:
+def _lost(path: Path | None, resumed: bool) -> Iterator[None]:
     """Say what is left when another process is lost."""
+    started = time.time()
     try:
         yield
     except ProcessError as error:
-        left = (
-            f"{path} holds the {len(history.epochs)} epoch(s) before it; start all processes again with resume=True (--resume)"
-        )
-        kept = left if path is not None and path.exists() else "nothing was saved before it"
+        kept = "nothing was saved before it"
+        if (
+            path is not None and path.exists() and (resumed or path.stat().st_mtime > started - 2.0)
+        ):  # not one of an earlier run
+            epochs = len(read_tensors(path)[1]["history"])
+            kept = f"{path} holds the first {epochs} epoch(s); start all processes again with resume=True (--resume)"
         raise ProcessError(f"{error}. The training stopped; {kept}") from None
 
 

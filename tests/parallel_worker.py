@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import spikeprop as sp
-from spikeprop import parallel
+from spikeprop import parallel, training
 from spikeprop.data import Data, Split
 from spikeprop.models import conv, mlp
 from spikeprop.storage import write_tensors
@@ -36,6 +36,10 @@ def rule_of(name: str) -> sp.SigProp | sp.BPTT:
     descent = partial(torch.optim.SGD, lr=0.01, momentum=0.5)
     if name == "windows":
         return sp.SigProp(sp.ATan(), update_every=2, trace="exact", optimizer=descent)
+    if name == "readings":
+        return sp.SigProp(sp.ATan(), update_every=2, read_every=2, optimizer=descent)
+    if name == "thresholds":
+        return sp.SigProp(sp.ATan(), homeostasis=sp.Homeostasis(strength=0.3, act_on="threshold"))
     return sp.SigProp(sp.Membrane()) if name == "adam" else sp.SigProp(sp.ATan(), optimizer=descent)
 
 
@@ -53,11 +57,23 @@ def train(case: dict, kind: str | None, folder: Path | None = None) -> tuple[sp.
     return network, history
 
 
+def die_after_the_first_epoch() -> None:
+    original = training._save
+
+    def save_then_die(*arguments: object) -> None:
+        original(*arguments)
+        os._exit(9)
+
+    training._save = save_then_die
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     out, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     with parallel.start(timeout=60.0):
         for case in cases:
+            if case.get("dies"):
+                die_after_the_first_epoch()
             folder = out / case["folder"] if "folder" in case else None
             network, history = train(case, case["parallel"], folder)
             path = out / f"{case['name']}-{os.environ['RANK']}.safetensors"

@@ -30,12 +30,14 @@ class Answer(NamedTuple):
     """What the network answered before it learned from the last step it was given.
 
     ``outputs [B, outputs]``: the readout's, from the activity since the sequence began. ``loss [layers]``: each layer's local
-    loss, averaged over the steps given. ``activity``: per layer the mean over those steps and the batch ``[*features]``.
+    loss, averaged over the steps given that it read; NaN where it read none. ``activity``: per layer the mean over those steps
+    and the batch ``[*features]``. ``readings [layers]``: how many steps the losses read, if not all.
     """
 
     outputs: Tensor
     loss: Tensor
     activity: list[Tensor]
+    readings: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Facts:
     stored_history: bool = False
     global_error: bool = False
     autograd: bool = False
-    by_row: bool = True
+    by_row: bool = False
     refuses: tuple[Kind, ...] = ()
 
 
@@ -213,21 +215,19 @@ def descend(
     *,
     leave: bool = True,
 ) -> None:
-    """Hand the gradients, means over a batch's rows, to a ``torch.optim`` optimiser and let it step.
+    """Hand the gradients, means over a batch's rows, to a ``torch.optim`` optimiser and let it step; empties their list.
 
     Leaves inference mode for it: the moments that an optimiser creates on its first step, and what stays in ``.grad``, must be
     ordinary tensors, or the network could not be used in an ordinary training loop afterwards. ``leave=False`` leaves nothing
     in ``.grad``, which saves a copy of all weights.
     """
+    assert len(gradients) == len(parameters)
     gradients = gradients if share is None else share.mean(gradients)
     with torch.inference_mode(False):
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if not leave and gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype:
-                parameter.grad = gradient
-                continue
+        for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
-            parameter.grad.copy_(gradient)
+            parameter.grad.copy_(gradients.pop(0))  # which frees it
         optimizer.step()
         if not leave:
             for parameter in parameters:

@@ -44,6 +44,7 @@ class BPTT(WindowedRule):
         stored_history=True,
         global_error=True,
         autograd=True,
+        by_row=True,
     )
 
     surrogate: LearnOn = ATan()

@@ -58,6 +58,7 @@ class ContrastiveHebbian(LayerwiseRule):
         stored_history=True,
         global_error=True,
         refuses=("stochastic",),
+        by_row=True,
     )
 
     gamma: float = 1.0

@@ -39,6 +39,7 @@ class DecoupledInterfaces(LayerwiseRule):
         symmetric_weights=True,
         stored_history=True,
         global_error=True,  # M_L learns from it, and through M_L the others
+        by_row=True,
     )
 
     def own_weights(self, network: Network, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -36,6 +36,7 @@ class DirectFeedbackAlignment(LayerwiseRule):
         extra_weights="B_l, outputs x n, fixed",
         stored_history=True,
         global_error=True,
+        by_row=True,
     )
 
     scale: float = 1.0

@@ -57,6 +57,7 @@ class EProp(LayerwiseRule):
         extra_weights="B_l, outputs x n, fixed",
         global_error=True,
         refuses=("conv",),
+        by_row=True,
     )
 
     broadcast: Broadcast = "random"

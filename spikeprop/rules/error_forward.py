@@ -53,6 +53,7 @@ class ErrorForward(LayerwiseRule):
         stored_history=True,
         global_error=True,
         refuses=("stochastic",),
+        by_row=True,
     )
 
     gain: float = 5.0

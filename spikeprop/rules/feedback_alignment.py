@@ -40,6 +40,7 @@ class FeedbackAlignment(LayerwiseRule):
         extra_weights="B, one per weight above layer 1, fixed",
         stored_history=True,
         global_error=True,
+        by_row=True,
     )
 
     scale: float = 1.0

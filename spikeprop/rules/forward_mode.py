@@ -48,6 +48,7 @@ class ForwardMode(WindowedRule):
         memory="O(B n w)",
         global_error=True,
         refuses=("conv",),
+        by_row=True,
     )
 
     surrogate: LearnOn = ATan()

@@ -43,6 +43,7 @@ class KolenPollack(LayerwiseRule):
         extra_weights="B, one per weight above layer 1, learned",
         stored_history=True,
         global_error=True,
+        by_row=True,
     )
 
     moves_weights = True  # the decay

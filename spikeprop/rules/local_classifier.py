@@ -41,6 +41,7 @@ class LocalClassifier(LayerwiseRule):
         time="O(B k w)",
         memory="O(B n)",
         extra_weights="G_l, outputs x n, fixed",
+        by_row=True,
     )
 
     trace: Literal["shared", "exact"] = "shared"

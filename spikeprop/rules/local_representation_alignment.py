@@ -57,6 +57,7 @@ class LocalRepresentationAlignment(LayerwiseRule):
         symmetric_weights=True,
         stored_history=True,
         global_error=True,
+        by_row=True,
     )
 
     feedback: Feedback = "diff"

@@ -47,7 +47,6 @@ class NodePerturbation(WindowedRule):
         memory="O(B k n samples)",
         stored_history=True,
         global_error=True,
-        by_row=False,
     )
 
     sigma: float = 0.5

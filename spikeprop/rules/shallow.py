@@ -21,7 +21,7 @@ from spikeprop.rules.windowed import AtOutput, Errors, LayerwiseRule, Passage, W
 class Shallow(LayerwiseRule):
     """The rule; see the module. Arguments as for :class:`~spikeprop.rules.windowed.LayerwiseRule`."""
 
-    facts = Facts(paper="Widrow, Hoff 1960", backward="nothing", time="O(1)", memory="O(1)")
+    facts = Facts(paper="Widrow, Hoff 1960", backward="nothing", time="O(1)", memory="O(1)", by_row=True)
 
     def errors(
         self, network: Network, state: WindowedState, passages: list[Passage], labels: Tensor, output: AtOutput

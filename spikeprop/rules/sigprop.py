@@ -109,6 +109,7 @@ class SigProp(Rule):
         time="O(B k w)",
         memory="O(B n)",
         extra_weights="target synapses into layer 1",
+        by_row=True,
     )
 
     learn_on: LearnOn = Membrane()
@@ -206,7 +207,7 @@ class SigProp(Rule):
         with torch.inference_mode(False):  # what the caller keeps are ordinary tensors
             stream.neurons = [type(neurons)(*map(_ordinary, neurons)) for neurons in stream.neurons]
             activity = [torch.stack(parts).sum(0) / (len(inputs) * batch) for parts in zip(*seen, strict=True)]
-            return Answer(outputs.clone(), torch.stack(losses).sum(0) / read.clamp(min=1).to(outputs), activity), state
+            return Answer(outputs.clone(), torch.stack(losses).sum(0) / read.to(outputs), activity, read), state
 
     def _propagate(
         self, network: Network, state: SigPropState, stream: Stream, x: Tensor, labels: Tensor

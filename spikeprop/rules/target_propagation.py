@@ -48,7 +48,6 @@ class TargetPropagation(LayerwiseRule):
         symmetric_weights=True,  # the readout's alone, for the last layer's target
         stored_history=True,
         global_error=True,
-        by_row=False,
     )
 
     step: float = 0.5

@@ -45,7 +45,6 @@ class UORO(WindowedRule):
         memory="O(B w)",
         global_error=True,
         refuses=("conv",),
-        by_row=False,
     )
 
     surrogate: LearnOn = ATan()

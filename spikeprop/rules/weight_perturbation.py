@@ -43,7 +43,6 @@ class WeightPerturbation(WindowedRule):
         memory="O(B w samples)",
         global_error=True,
         refuses=("conv",),
-        by_row=False,
     )
 
     sigma: float = 0.2
