@@ -87,7 +87,8 @@ def fit(
         observe: called with the network and the rule's state after every epoch; what it returns joins the epoch's figures. It
             must change neither.
         chunk: steps of a sequence that are encoded and learned at a time, so that a long one is never held whole; None: all. A
-            rule that updates once per call (``update_every=None``) then does so after each stretch.
+            rule that updates once per call (``update_every=None``) then does so after each stretch, and the windows of rules
+            other than SigProp end with one.
         parallel: "data" or "layers" spreads the training over the processes that called this together, each with the same
             arguments: see :mod:`spikeprop.parallel`. None trains in this process alone.
         progress: a bar with loss, accuracy, dead share and rate; one line per epoch where the output is not a terminal.

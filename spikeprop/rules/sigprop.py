@@ -95,9 +95,9 @@ class SigProp(Rule):
             window, and wants about half the learning rate).
         update_every: steps between weight updates; None updates once, at the end of each call of ``learn``. Steps left over
             when a sequence ends are not learned from.
-        read_every: steps between the local loss's readings of the membrane. None: as many as change it little, half a membrane
-            time constant, but at least five readings per window, and every step where the trace is exact or decays differ in
-            the layer (credit is then a scan over all steps anyway).
+        read_every: steps between the local loss's readings of the membrane, counted within the window. None: as many as change
+            the update little: half a membrane time constant, but at least five readings per window; and every step where the
+            trace is exact or decays differ in the layer (credit is then a scan over all steps anyway).
         optimizer: makes any ``torch.optim`` optimiser that only reads ``.grad`` from a list of tensors (or of parameter groups,
             if a threshold is not 1). Its learning rate is that of weights in units of their layer's threshold.
         homeostasis: the band that holds every neuron's rate, or None.
