@@ -129,14 +129,18 @@ def random_batch(network: Network, *, steps: int = 6, batch: int = 3, seed: int 
 
 
 def raw_update(rule: object, network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -> list[Tensor]:
-    """The gradients that a rule hands to its optimiser on one batch, in the order of ``learned_by``.
+    """The gradients that a rule hands to its optimiser at its last update on one batch, in the order of ``learned_by``.
 
     Learns on a copy.
     """
     twin = copy.deepcopy(network)
     state = rule.initial_state(twin, generator=torch.Generator().manual_seed(seed))
     seen: list[Tensor] = []
-    state.optimizer.register_step_pre_hook(lambda *_: seen.extend(weight.grad.clone() for weight in learned_by(twin)))
+
+    def note(*_: object) -> None:
+        seen[:] = [weight.grad.clone() for weight in learned_by(twin)]
+
+    state.optimizer.register_step_pre_hook(note)
     rule.learn(twin, rule.begin(state), inputs, labels)
     return seen
 

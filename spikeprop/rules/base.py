@@ -215,21 +215,24 @@ def descend(
     *,
     leave: bool = True,
 ) -> None:
-    """Hand the gradients, means over a batch's rows, to a ``torch.optim`` optimiser and let it step; empties their list.
+    """Hand the gradients, means over a batch's rows, to a ``torch.optim`` optimiser and let it step.
 
     Leaves inference mode for it: the moments that an optimiser creates on its first step, and what stays in ``.grad``, must be
     ordinary tensors, or the network could not be used in an ordinary training loop afterwards. ``leave=False`` leaves nothing
-    in ``.grad``, which saves a copy of all weights.
+    in ``.grad`` nor in the list, which saves two copies of all weights.
     """
     assert len(gradients) == len(parameters)
     gradients = gradients if share is None else share.mean(gradients)
     with torch.inference_mode(False):
-        for parameter in parameters:
+        for place, parameter in enumerate(parameters):
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
-            parameter.grad.copy_(gradients.pop(0))  # which frees it
+            parameter.grad.copy_(gradients[place])
+            if not leave:
+                gradients[place] = parameter.grad  # so that the one handed over is freed
         optimizer.step()
         if not leave:
+            gradients.clear()
             for parameter in parameters:
                 parameter.grad = None
 
