@@ -9,8 +9,8 @@ process sends on what its layers spiked, learns, and takes the next batch while 
 Nothing comes back, so nothing waits but for its input, and the result is that of one process, bit for bit. This is for
 :class:`~spikeprop.SigProp`, whose layers learn as the signal passes.
 
-In both, the first process draws the order of the samples, evaluates and writes the checkpoint. It has the format of a training
-on one process: a run can go on with another number of them.
+In both, the first process evaluates and writes the checkpoint. It has the format of a training on one process: a run can go on
+with another number of them.
 """
 
 from __future__ import annotations

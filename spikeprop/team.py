@@ -96,9 +96,8 @@ class Pipe:
         for dtype in numbers:
             shape = [next(numbers) for _ in range(next(numbers))]
             stop = start + math.prod(shape) * DTYPES[dtype].itemsize
-            parts.append(
-                body[start:stop].clone().view(DTYPES[dtype]).view(shape)
-            )  # a copy of its own begins where its type may
+            own = body[start:stop].clone()  # a view of another type may not begin anywhere
+            parts.append(own.view(DTYPES[dtype]).view(shape))
             start = stop
         return parts
 
