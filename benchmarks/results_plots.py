@@ -173,7 +173,11 @@ def _draw(axis: Any, content: dict[str, Any]) -> None:
         axis.errorbar(each["x"], each["y"], color=PALETTE[each["rule"]], linestyle=style, **shape, **errors)
     axis.set(title=content["title"], xlabel=content["xlabel"], ylabel=content["ylabel"])
     if "log" in content:
-        axis.set(xscale="log", yscale="log")
+        axis.set(xscale="log", yscale="log", ylim=(10.0, 1000.0))
+        across = sorted({value for each in content["lines"] for value in each["x"]})
+        for ticks, values in ((axis.xaxis, across), (axis.yaxis, [10, 30, 100, 300, 1000])):
+            ticks.set_ticks(values, [f"{value:g}" for value in values])
+            ticks.set_ticks([], minor=True)
         axis.grid(axis="y")
     elif "names" in content:
         axis.set_yticks(range(len(content["names"])), content["names"])
