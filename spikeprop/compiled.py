@@ -37,8 +37,8 @@ def float32(value: float) -> Any:
 def by_width(x: Tensor) -> tuple[Any, Any]:
     """An array as float32 and as the bits of bfloat16, for loops that take either; the one that it is not has no entries."""
     if x.dtype == torch.bfloat16:
-        return torch.empty(0, *x.shape[1:], dtype=torch.float32).numpy(), x.view(torch.uint16).numpy()
-    return x.numpy(), torch.empty(0, *x.shape[1:], dtype=torch.uint16).numpy()
+        return torch.empty(0, *x.shape[1:], dtype=torch.float32, device="cpu").numpy(), x.view(torch.uint16).numpy()
+    return x.numpy(), torch.empty(0, *x.shape[1:], dtype=torch.uint16, device="cpu").numpy()
 
 
 def places(at: list[int] | None, steps: int) -> list[int]:

@@ -121,7 +121,7 @@ def learn(
     total = kernels.learn(
         *compiled.by_width(present.flatten(2)),
         given.numpy(),
-        torch.tensor(compiled.places(at, steps)).numpy(),
+        torch.tensor(compiled.places(at, steps), device="cpu").numpy(),
         numbers.numpy(),
         (kernels.ZERO, kernels.SUBTRACT, kernels.NONE)[("zero", "subtract", "none").index(neuron.reset_mechanism)],
         has_current,

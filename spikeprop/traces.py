@@ -87,7 +87,7 @@ def low_pass(
     whole = all(part.is_contiguous() for part in laid) and len(alike) == 1 and len(filtered) > 0
     if types <= {torch.float32, torch.bfloat16} and compiled.suits(last) and whole:
         present, out, state = (part.flatten(1) for part in laid)
-        numbers = torch.tensor(places).numpy()
+        numbers = torch.tensor(places, device="cpu").numpy()
         compiled.loops().low_pass(
             *compiled.by_width(present), numbers, compiled.float32(keep), state[0].numpy(), *compiled.by_width(out)
         )
