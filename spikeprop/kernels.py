@@ -29,15 +29,19 @@ _HALF_PI, _ONE, _ZERO = np.float32(np.pi / 2), np.float32(1.0), np.float32(0.0)
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
+# Each loop becomes part of the one that calls it. A call would lead to the copy that was compiled on its own, in the process
+# that compiled both, but to the one beside its caller where that came out of the cache: runs would round differently.
+COMMON: Any = {"cache": True, "nogil": True, "error_model": "numpy", "forceinline": True}
+
+
 def exact(loop: Loop) -> Loop:
     """Compile with every operation as it is written: what decides a spike must be bit for bit the plain path's."""
-    return cast(Loop, njit(cache=True, nogil=True, error_model="numpy")(loop))
+    return cast(Loop, njit(**COMMON)(loop))
 
 
 def free(loop: Loop) -> Loop:
     """Compile with sums in any order."""
-    liberties = {"reassoc", "nsz", "arcp", "contract", "afn"}
-    return cast(Loop, njit(cache=True, nogil=True, error_model="numpy", fastmath=liberties)(loop))
+    return cast(Loop, njit(**COMMON, fastmath={"reassoc", "nsz", "arcp", "contract", "afn"})(loop))
 
 
 @exact

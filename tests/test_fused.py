@@ -1,10 +1,13 @@
 """The compiled path of SigProp against the plain one, which is its definition."""
 
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -237,6 +240,24 @@ def test_a_state_that_the_caller_keeps_does_not_change(monkeypatch) -> None:
     rule.learn(network, state, inputs[3:], labels)
     assert all(torch.equal(part, copy) for part, copy in zip(before, copies, strict=True))
     assert not any(part.is_inference() for part in before)
+
+
+def test_loops_out_of_the_cache_round_as_those_just_compiled(tmp_path) -> None:
+    script = """
+import hashlib, torch
+from parallel_worker import train
+torch.set_num_threads(1)
+for model, rule in (("mlp", "surrogate"), ("mlp", "windows"), ("mlp", "adam"), ("conv", "surrogate")):
+    network, _ = train({"model": model, "rule": rule, "parallel": None, "batch": 10}, None)
+    print(hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in network.state_dict().values())).hexdigest())
+"""
+    places = {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
+    cold, warm = (
+        subprocess.run([sys.executable, "-c", script], env={**os.environ, **places}, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    )
+    assert list(tmp_path.rglob("kernels.learn*.nbc"))
+    assert len(cold.stdout.split()) == 4 and cold.stdout == warm.stdout
 
 
 @pytest.mark.parametrize("reset", ["zero", "subtract"])
