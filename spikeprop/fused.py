@@ -44,7 +44,7 @@ def laid_out(x: Tensor, layer: Layer) -> Tensor:
 
     A convolution answers in the layout of its input; to turn its output over would take longer than to compute it.
     """
-    if len(layer.output_shape) != 3 or x.dim() != 5 or not compiled.suits(x):
+    if len(layer.output_shape) != 3 or x.dim() != 5 or not compiled.suits(layer.bias):
         return x
     if x.shape[2] == 1:  # the same memory under other strides
         return x.as_strided(x.shape, (*x.stride()[:2], 1, *x.stride()[3:]))

@@ -61,7 +61,7 @@ class TargetSynapse(Synapse):
         """Targets ``[R, outputs]`` (one-hot or real) to the drive of layer 1, ``[R, *features]``."""
         return (x @ self.weight.flatten(0, -2).T).unflatten(1, self.features)
 
-    def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
+    def _weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
         return (error.flatten(1).to(self.weight.dtype).T @ x.to(self.weight.dtype)).view_as(self.weight)
 
     def config(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Synapse(nn.Module):
 
     weight: nn.Parameter | None
     fan_in: int = 1
+    _rounded: Tensor | None = None
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Shape of the drive for one sample. Raises InputError if the input does not fit."""
@@ -43,12 +44,33 @@ class Synapse(nn.Module):
         """The input in the type in which it meets the weights, where nothing is computed with it before that."""
         return x
 
+    @contextmanager
+    def rounded_once(self) -> Iterator[None]:
+        """A stretch in which the weights stay as they are: they are brought into the type of products once for all of it."""
+        if self.weight is not None:
+            self._rounded = self.weight.detach().to(product_type(self.weight))
+        try:
+            yield
+        finally:
+            self._rounded = None
+
+    def _as_multiplied(self, weight: Tensor) -> Tensor:
+        """The weights in the type of products."""
+        return weight.to(product_type(weight)) if self._rounded is None else self._rounded
+
     def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
         """The transposed map: ``[N, *output_shape] -> [N, *input_shape]``."""
         raise NotImplementedError
 
-    def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
-        """Sum over rows of the outer products: d(sum(error * forward(x)))/dweight, in the weight's shape."""
+    def weight_gradient(self, error: Tensor, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """Sum over rows of the outer products: d(sum(error * forward(x)))/dweight, in the weight's shape.
+
+        Added in place to what is there already, if it is given as ``onto``.
+        """
+        found = self._weight_gradient(error, x)
+        return found if onto is None else onto.add_(found)
+
+    def _weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
@@ -82,7 +104,8 @@ class Dense(Synapse):
         return self.product(x).to(self.weight.dtype)
 
     def product(self, x: Tensor) -> Tensor:
-        return F.linear(*in_product_type(self.weight, x, self.weight))
+        weight = self._as_multiplied(self.weight)
+        return F.linear(x.to(weight.dtype), weight)
 
     def as_multiplied(self, x: Tensor) -> Tensor:
         return x.to(product_type(self.weight))
@@ -90,7 +113,13 @@ class Dense(Synapse):
     def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
         return error @ self.weight
 
-    def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
+    def weight_gradient(self, error: Tensor, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        if len(error) > 1:
+            return super().weight_gradient(error, x, onto)
+        one, two = (row[0].to(self.weight.dtype) for row in (error, x))  # a smaller type would speed nothing up
+        return torch.outer(one, two) if onto is None else onto.addr_(one, two)
+
+    def _weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
         error, x = in_product_type(self.weight, error, x)
         return (error.T @ x).to(self.weight.dtype)
 
@@ -143,8 +172,8 @@ class Conv2d(Synapse):
         return self.product(x).to(self.weight.dtype)
 
     def product(self, x: Tensor) -> Tensor:
-        x, weight = in_product_type(self.weight, x, self.weight)
-        return F.conv2d(x, weight, None, *self.how)
+        weight = self._as_multiplied(self.weight)
+        return F.conv2d(x.to(weight.dtype), weight, None, *self.how)
 
     def as_multiplied(self, x: Tensor) -> Tensor:
         return x.to(product_type(self.weight))
@@ -152,7 +181,7 @@ class Conv2d(Synapse):
     def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
         return conv2d_input((len(error), *input_shape), self.weight, error, *self.how)
 
-    def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
+    def _weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
         error, x = in_product_type(self.weight, error, channels_last_if_one(x, error.stride(1) == 1))
         return conv2d_weight(x, self.weight.shape, error, *self.how).to(self.weight.dtype)
 
@@ -331,6 +360,11 @@ class Chain(Synapse):
             return x
         return self.parts[self.weighted].as_multiplied(x)  # type: ignore[operator]
 
+    @contextmanager
+    def rounded_once(self) -> Iterator[None]:
+        with nullcontext() if self.weighted is None else self.parts[self.weighted].rounded_once():  # type: ignore[operator]
+            yield
+
     def adjoint(self, error: Tensor, input_shape: Shape) -> Tensor:
         return self._pull_back(error, self._shapes(input_shape), 0)
 
@@ -339,16 +373,17 @@ class Chain(Synapse):
             error = self.parts[index].adjoint(error, shapes[index])  # type: ignore[operator]
         return error
 
-    def weight_gradient(self, error: Tensor, x: Tensor) -> Tensor:
+    def weight_gradient(self, error: Tensor, x: Tensor, onto: Tensor | None = None) -> Tensor:
         assert self.weighted is not None
         shapes = self._shapes(tuple(x.shape[1:]))
         for part in self.parts[: self.weighted]:
             x = part(x)
         own, size = self.parts[self.weighted], self._pools(self.weighted)
         error = self._pull_back(error, shapes, self.weighted + (1 if size is None else 2))
-        if size is not None:
-            return own.weight_gradient_then_pooled(error, x, size)  # type: ignore[operator]
-        return own.weight_gradient(error, x)  # type: ignore[operator]
+        if size is None:
+            return own.weight_gradient(error, x, onto)  # type: ignore[operator]
+        found = own.weight_gradient_then_pooled(error, x, size)  # type: ignore[operator]
+        return found if onto is None else onto.add_(found)
 
     def config(self) -> dict[str, Any]:
         return {"type": "Chain", "parts": [part.config() for part in self.parts]}  # type: ignore[operator]

@@ -173,12 +173,13 @@ class SharedTrace(Eligibility):
         super().__init__(layer, sources)
         self.alpha, self.beta = float(layer.neuron.alpha), float(layer.neuron.beta)
         self.traces: list[tuple[Tensor | None, Tensor] | None] = [None] * len(sources)  # of the current, if it fades; of U
-        self.bias_trace = torch.zeros((), dtype=torch.float64)
+        self.bias_trace = 0.0
         self._clear()
 
     def _clear(self) -> None:
         nothing = torch.zeros((), dtype=self.layer.bias.dtype, device=self.layer.bias.device)
-        self.gradients, self.bias_gradient = [nothing] * len(self.sources), nothing
+        self.gradients: list[Tensor | None] = [None] * len(self.sources)
+        self.bias_gradient = nothing
 
     def follow(self, inputs: list[Tensor], steps: int, at: list[int] | None = None) -> tuple[Tensor, list[Tensor | None]]:
         """Move the traces on by some steps of input.
@@ -187,21 +188,25 @@ class SharedTrace(Eligibility):
         *input_shape]``, or None where the input is constant from rest and its trace is just the response times the input; both
         at the steps ``at`` only, if they are given.
         """
-        response, self.bias_trace = low_pass(torch.ones(steps, dtype=torch.float64), self.beta, self.bias_trace)
+        responses = []
+        for _ in range(steps):
+            self.bias_trace = 1.0 + self.beta * self.bias_trace
+            responses.append(self.bias_trace)
+        response = torch.tensor(responses, dtype=torch.float64, device=self.layer.bias.device)
         followed: list[Tensor | None] = []
         for index, x in enumerate(inputs):
             before = self.traces[index]
             if before is None and is_constant(x) and self.alpha == 0.0:
                 followed.append(None)
-                self.traces[index] = (None, x[0] * float(response[-1]))
+                self.traces[index] = (None, x[0] * self.bias_trace)
             else:
                 current, trace = before or (None, None)
                 weight = self.sources[index].synapse.weight
                 exact, low = (x.dtype, x.dtype) if weight is None else (weight.dtype, product_type(weight))
-                currents, current = low_pass(x, self.alpha, current, exact)
+                currents, current = (x, None) if self.alpha == 0.0 else low_pass(x, self.alpha, current, exact)
                 traces, trace = low_pass(currents, self.beta, trace, low, at)
                 followed.append(traces)
-                self.traces[index] = (None if self.alpha == 0.0 else current, trace)
+                self.traces[index] = (current, trace)
         return response if at is None else response[at], followed
 
     def observe(
@@ -221,16 +226,23 @@ class SharedTrace(Eligibility):
         for index, (source, x, traces) in enumerate(zip(self.sources, inputs, followed, strict=True)):
             if source.synapse.weight is None:
                 continue
-            if traces is None:  # one product serves all steps
-                gradient = source.synapse.weight_gradient(over_steps(response, error[:, source.rows]), x[0])
+            if traces is None:  # one product serves all steps, and all rows that see the same
+                own, seen = over_steps(response, error[:, source.rows]), x[0]
+                if is_constant(seen):
+                    own, seen = own.sum(0, keepdim=True), seen[:1]
             else:
-                gradient = source.synapse.weight_gradient(error[:, source.rows].flatten(0, 1), traces.flatten(0, 1))
-            self.gradients[index] = gradient.add_(self.gradients[index])
+                own, seen = error[:, source.rows].flatten(0, 1), traces.flatten(0, 1)
+            self.gradients[index] = source.synapse.weight_gradient(own, seen, self.gradients[index])
 
     def collect(self) -> tuple[list[Tensor], Tensor]:
-        collected = self.gradients, self.bias_gradient
+        gradients, bias_gradient = self.gradients, self.bias_gradient
         self._clear()
-        return collected
+        return [
+            torch.zeros_like(self.bias_gradient if source.synapse.weight is None else source.synapse.weight)
+            if gradient is None
+            else gradient
+            for source, gradient in zip(self.sources, gradients, strict=True)
+        ], bias_gradient
 
 
 class WindowTrace(Eligibility):
@@ -302,7 +314,7 @@ class WindowTrace(Eligibility):
                 for responsible, trace in zip((at_current, at_membrane), traces, strict=True):
                     if trace is not None:
                         gradients[index] = gradients[index] + source.synapse.weight_gradient(responsible[source.rows], trace)
-        return gradients, bias_gradient + at_membrane.sum(0) * float(self.before.bias_trace)
+        return gradients, bias_gradient + at_membrane.sum(0) * self.before.bias_trace
 
 
 class SynapseTrace:

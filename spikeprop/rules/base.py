@@ -156,7 +156,7 @@ def layer_gradients(network: Network, index: int, at_weights: list[Tensor], at_b
         gradients.pop(0)
     elif mean is not None:
         through = (at_bias / (1.0 - layer.neuron.alpha)).unsqueeze(0)
-        gradients[0] = layer.synapse.weight_gradient(-through, mean.unsqueeze(0)).add_(gradients[0])
+        gradients[0] = layer.synapse.weight_gradient(-through, mean.unsqueeze(0), gradients[0])
     return [*gradients, at_bias.sum_to_size(layer.bias.shape)]
 
 

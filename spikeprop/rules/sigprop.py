@@ -175,6 +175,10 @@ class SigProp(Rule):
 
     @torch.inference_mode()
     def learn(self, network: Network, state: SigPropState, inputs: Tensor, labels: Tensor) -> tuple[Answer, SigPropState]:
+        if inputs.is_floating_point() and not is_constant(inputs) and len(inputs) <= (self.update_every or math.inf):
+            inputs = network.layers[0].synapse.as_multiplied(
+                inputs
+            )  # once for the whole window; what is checked is half as large
         network.check(inputs)
         batch = inputs.shape[1]
         if state.entered:
@@ -224,33 +228,25 @@ class SigProp(Rule):
         if network.regression:  # every sample is its own context
             targets, labels = labels, torch.arange(batch, device=x.device).expand(steps, batch)
         else:
-            targets = torch.eye(network.outputs, dtype=x.dtype, device=x.device)
+            targets = torch.eye(network.outputs, dtype=network.layers[0].bias.dtype, device=x.device)
         losses, readings, activities = [], [], []
         for index, layer in enumerate(network.layers):
             contexts, sources = None, [x]
             if layer.synapse.weight is None:  # nothing else would bring spikes back from the type of products
                 x = x.to(layer.bias.dtype)
-            if index == 0 and not state.entered:
-                x, mean_input = fused.laid_out(x, layer), network.input_mean
-                contexts = layer.synapse(mean_input.unsqueeze(0)) + network.attach_target()(targets)
-                sources = [x, mean_input.expand(steps, len(targets), *mean_input.shape), targets.expand(steps, *targets.shape)]
-            if not is_constant(x):
-                x = sources[0] = layer.synapse.as_multiplied(x)
             before, mean = stream.neurons[index], state.means[index] if alone else None
             apart = self._steps_between_readings(stream.eligibilities[index], self.update_every or steps)
             at = [step for step in range(steps) if (stream.window + step + 1) % apart == 0]
             compiled = not network.regression and state.share is None and fused.fits(layer, self.learn_on, self.loss)
-            drive = layer.drive(x, as_multiplied=compiled)
-            settings = (
-                layer,
-                self.learn_on,
-                self.loss,
-                stream.regions[index],
-                before,
-                drive,
-                contexts,
-                network.fold_bias(index),
-            )
+            with layer.synapse.rounded_once():
+                if index == 0 and not state.entered:
+                    x, seen = fused.laid_out(x, layer), network.input_mean
+                    contexts = layer.synapse(seen.unsqueeze(0)) + network.attach_target()(targets)
+                    sources = [x, seen.expand(steps, len(targets), *seen.shape), targets.expand(steps, *targets.shape)]
+                if not is_constant(x):
+                    x = sources[0] = layer.synapse.as_multiplied(x)
+                drive, bias = layer.drive(x, as_multiplied=compiled), network.fold_bias(index)
+            settings = (layer, self.learn_on, self.loss, stream.regions[index], before, drive, contexts, bias)
             if compiled:
                 last, rounded = index == len(network.layers) - 1, stream.eligibilities[index].rounds
                 found = fused.learn(*settings, labels, mean, at, count=last, rounded=rounded)
