@@ -105,8 +105,9 @@ def learn(
     given = torch.zeros(0, layer.rate.numel(), **FLOATS) if contexts is None else _put_channels_last(contexts, 1).flatten(1)
     narrow = product_type(layer.bias) == torch.bfloat16
     shape = torch.Size([present.shape[1] + len(given), *present.shape[2:]])
-    spikes, narrow_spikes = _room(narrow, steps, shape)
-    error, narrow_error = _room(narrow and rounded, len(at), shape)
+    before = torch.empty(shape, **FLOATS)
+    spikes, narrow_spikes = _room(narrow, steps, shape, 0)
+    error, narrow_error = _room(narrow and rounded, len(at), shape, 1)
 
     channels = layer.output_shape[0]
     places, shares = torch.zeros(0, 0, dtype=torch.int64, device="cpu"), torch.zeros(0, 0, **FLOATS)
@@ -132,6 +133,7 @@ def learn(
         labels.contiguous().numpy(),
         (torch.zeros(0, **FLOATS) if mean is None else _by_place(mean, channels)).numpy(),
         (compiled.float32(loss.temperature), loss.similarity == "cosine", compiled.float32(smallest_norm(size))),
+        before.flatten(1).numpy(),
         *(part.flatten(2).numpy() for part in (spikes, error)),
         *(part.flatten(2).view(torch.uint16).numpy() for part in (narrow_spikes, narrow_error)),
         *(part.numpy() for part in (phi, activity, counts, error_sum)),
@@ -149,10 +151,10 @@ def learn(
     )
 
 
-def _room(narrow: bool, steps: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """What the kernel writes in float32, and in bfloat16: a single step and all of them, or all steps and none."""
+def _room(narrow: bool, steps: int, shape: torch.Size, scratch: int) -> tuple[Tensor, Tensor]:
+    """What the kernel writes in float32, and in bfloat16: all steps or none; in float32 then so many rows of one."""
     bits = torch.empty(steps if narrow else 0, *shape, dtype=torch.bfloat16, device="cpu")
-    return torch.empty(1 if narrow else steps, *shape, **FLOATS), bits
+    return torch.empty((1, scratch, *shape[1:]) if narrow else (steps, *shape), **FLOATS), bits
 
 
 def _reading(learn_on: LearnOn, unit: float) -> tuple[Any, int, Any]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numba import njit
 
-BLOCK = 1024  # features worked on at a time, so that a row's arrays fit the first-level cache
+BLOCK = 1024  # features of a filter worked on at a time, so that they stay in the first-level cache
 TOGETHER = 16  # rows worked on at a time, for the same reason
 RAW, CLIPPED, ATAN = range(3)
 ZERO, SUBTRACT, NONE = range(3)
@@ -26,6 +26,7 @@ _ATAN = (  # of atan(z) / z on [0, 1], in powers of z^2, fitted at Chebyshev nod
 )
 _A0, _A1, _A2, _A3, _A4, _A5, _A6, _A7, _A8 = (np.float32(value) for value in _ATAN)
 _HALF_PI, _ONE, _ZERO = np.float32(np.pi / 2), np.float32(1.0), np.float32(0.0)
+_NARROW_ONE, _NARROW_ZERO = np.uint16(0x3F80), np.uint16(0)  # in bfloat16
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
@@ -56,7 +57,6 @@ def advance_row(
     current: Any,
     membrane: Any,
     before: Any,
-    spikes: Any,
 ) -> None:
     """One step of one row ``[n]``: ``current`` and ``membrane`` move on in place; ``before`` is U before the reset.
 
@@ -70,16 +70,35 @@ def advance_row(
         seen = drive
     for j in range(drive.shape[0]):
         before[j] = membrane[j] * beta[j] + (seen[j] + bias[j])
-    for j in range(drive.shape[0]):
-        spikes[j] = _ONE if before[j] > threshold[j] else _ZERO
     if reset == ZERO:
         for j in range(drive.shape[0]):
-            membrane[j] = before[j] - before[j] * spikes[j]
+            membrane[j] = _ZERO if before[j] > threshold[j] else before[j]
     elif reset == SUBTRACT:
         for j in range(drive.shape[0]):
-            membrane[j] = before[j] - threshold[j] * spikes[j]
+            membrane[j] = before[j] - (threshold[j] if before[j] > threshold[j] else _ZERO)
     else:
         membrane[:] = before
+
+
+@exact
+def mark(before: Any, threshold: Any, spikes: Any) -> None:
+    """The spikes of a row: 1 where the membrane is above threshold, 0 elsewhere."""
+    for j in range(before.shape[0]):
+        spikes[j] = _ONE if before[j] > threshold[j] else _ZERO
+
+
+@exact
+def mark_narrow(before: Any, threshold: Any, spikes: Any) -> None:
+    """:func:`mark` as bits of bfloat16."""
+    for j in range(before.shape[0]):
+        spikes[j] = _NARROW_ONE if before[j] > threshold[j] else _NARROW_ZERO
+
+
+@exact
+def count(before: Any, threshold: Any, total: Any) -> None:
+    """Add the spikes of a row to ``total``."""
+    for j in range(before.shape[0]):
+        total[j] += _ONE if before[j] > threshold[j] else _ZERO
 
 
 @exact
@@ -333,6 +352,7 @@ def learn(
     labels: Any,
     mean: Any,
     loss: Any,
+    before: Any,
     spikes: Any,
     error: Any,
     narrow_spikes: Any,
@@ -359,86 +379,79 @@ def learn(
         mean: ``[m]``, see :func:`compare`.
         loss: temperature (float32), whether the similarity is the cosine, and the norm below which a row counts as zero
             (float32).
-        spikes, error: ``[k, R, n]`` float32, written; if the first axis has one entry only, it is a scratch for every step. Of
-            the error there are the steps that the loss reads.
-        narrow_spikes, narrow_error: the same as bits of bfloat16, where they have entries.
+        before: ``[R, n]``: U before the reset, written; that of the last step at the end.
+        spikes: ``[k, R, n]`` float32, written, unless narrow_spikes has entries.
+        error: ``[k, R, n]`` float32, of the steps that the loss reads, written; ``[1, 1, n]``, a scratch, where narrow_error
+            has entries.
+        narrow_spikes, narrow_error: the same as bits of bfloat16.
         phi_sum ``[m]``, activity ``[n]``, counts ``[B, n]``: of the input rows, summed over steps (phi: those read), the first
             two over rows as well; added to. Counts without entries are not taken.
         error_sum: ``[k, n]``: the error summed over rows, of the steps read; added to.
     """
     steps, batch = labels.shape
-    rows, size = spikes.shape[1:]
+    rows, size = before.shape
     unit, option, width = reading
     temperature, cosine, smallest = loss
     pools = regions.shape[0] > 0
     channels = size // regions.shape[0] if pools else size
     is_narrow = narrow_drive.shape[0] > 0
     driven = narrow_drive.shape[1] if is_narrow else drive.shape[1]
-    wide = np.empty(size, np.float32)
-    before = np.empty((rows, size), np.float32)
-    phi = np.empty(size, np.float32)
+    wide, phi = np.empty(size, np.float32), np.empty(size, np.float32)
     read = np.empty((rows, phi_sum.shape[0]), np.float32)
     bias, alpha, beta, threshold = neurons[0], neurons[1], neurons[2], neurons[3]
-    total = 0.0
-    for step in range(steps):
-        spiked = spikes[step if spikes.shape[0] > 1 else 0]
-        place = places[step]
-        for row in range(rows):
-            if row >= driven:
-                present = contexts[row - driven]
-            elif is_narrow:
-                widen(narrow_drive[step, row], wide)
-                present = wide
-            else:
-                present = drive[step if drive.shape[0] > 1 else 0, row]
-            for start in range(0, size, BLOCK):
-                stop = min(size, start + BLOCK)
-                advance_row(
-                    present[start:stop],
-                    bias[start:stop],
-                    alpha[start:stop],
-                    beta[start:stop],
-                    threshold[start:stop],
-                    reset,
-                    has_current,
-                    current[row, start:stop] if has_current else current[0, :0],
-                    membrane[row, start:stop],
-                    before[row, start:stop],
-                    spiked[row, start:stop],
-                )
-                if place >= 0:
-                    own = phi[start:stop] if pools else read[row, start:stop]
-                    if option == CLIPPED:
-                        read_window(before[row, start:stop], threshold[start:stop], unit, width, own)
+    total, begin = 0.0, 0
+    while begin < steps:
+        end = begin + 1  # after the next step that is read
+        while end < steps and places[end - 1] < 0:
+            end += 1
+        place = places[end - 1]
+        for first in range(0, rows, TOGETHER):  # through all these steps, while the rows are in the cache
+            for step in range(begin, end):
+                for row in range(first, min(rows, first + TOGETHER)):
+                    now = before[row]
+                    if row >= driven:
+                        present = contexts[row - driven]
+                    elif is_narrow:
+                        widen(narrow_drive[step if narrow_drive.shape[0] > 1 else 0, row], wide)
+                        present = wide
                     else:
-                        read_row(before[row, start:stop], threshold[start:stop], unit, option, width, own)
-                if row < batch:
-                    _add_to(activity[start:stop], spiked[row, start:stop])
-                    if counts.shape[0] > 0:
-                        _add_to(counts[row, start:stop], spiked[row, start:stop])
-            if pools and place >= 0:
-                _pool(phi, regions, shares, channels, read[row])
-            if narrow_spikes.shape[0] > 0:
-                narrow(spiked[row], narrow_spikes[step, row])
+                        present = drive[step if drive.shape[0] > 1 else 0, row]
+                    own = current[row] if has_current else current[0, :0]
+                    advance_row(present, bias, alpha, beta, threshold, reset, has_current, own, membrane[row], now)
+                    if narrow_spikes.shape[0] > 0:
+                        mark_narrow(now, threshold, narrow_spikes[step, row])
+                    else:
+                        mark(now, threshold, spikes[step, row])
+                    if row < batch:
+                        count(now, threshold, activity)
+                        if counts.shape[0] > 0:
+                            count(now, threshold, counts[row])
+            for row in range(first, min(rows, first + TOGETHER) if place >= 0 else 0):
+                now, own = before[row], phi if pools else read[row]
+                if option == CLIPPED:
+                    read_window(now, threshold, unit, width, own)
+                else:
+                    read_row(now, threshold, unit, option, width, own)
+                if pools:
+                    _pool(phi, regions, shares, channels, read[row])
+        begin = end
         if place < 0:
             continue
-        wrong = error[place if error.shape[0] > 1 else 0]
-        total += compare(read[:batch], read[batch:], labels[step], mean, temperature, cosine, smallest, phi_sum)
+        total += compare(read[:batch], read[batch:], labels[end - 1], mean, temperature, cosine, smallest, phi_sum)
+        is_rounded = narrow_error.shape[0] > 0
         for row in range(rows):
+            wrong = error[0 if is_rounded else place, 0 if is_rounded else row]
             if pools:
-                _spread(read[row], regions, shares, channels, wrong[row])
+                _spread(read[row], regions, shares, channels, wrong)
             else:
-                wrong[row] = read[row]
-            for start in range(0, size, BLOCK):
-                stop = min(size, start + BLOCK)
-                now, own = before[row, start:stop], wrong[row, start:stop]
-                if option == CLIPPED:
-                    apply_window(now, threshold[start:stop], unit, width, own)
-                else:
-                    apply_slope(now, threshold[start:stop], unit, option, width, own)
-            _add_to(error_sum[place], wrong[row])
-            if narrow_error.shape[0] > 0:
-                narrow(wrong[row], narrow_error[place, row])
+                wrong[:] = read[row]
+            if option == CLIPPED:
+                apply_window(before[row], threshold, unit, width, wrong)
+            else:
+                apply_slope(before[row], threshold, unit, option, width, wrong)
+            _add_to(error_sum[place], wrong)
+            if is_rounded:
+                narrow(wrong, narrow_error[place, row])
     return total
 
 

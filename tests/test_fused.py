@@ -40,7 +40,7 @@ def matmul_precision(name: str) -> Iterator[None]:
 
 def network_of(kind: str, neuron: sp.LIF, seed: int) -> Network:
     if kind == "mlp":
-        return mlp((1, 10, 10), [70, 1100], CLASSES, neuron=neuron, seed=seed)  # 1100: more than one block of the kernels
+        return mlp((1, 10, 10), [70, 1100], CLASSES, neuron=neuron, seed=seed)  # 1100: more than one block of the filter
     if kind == "heterogeneous":
         neurons = heterogeneous((2.0, 20.0), (1.0, 9.0), threshold=neuron.threshold)
         return mlp((1, 10, 10), [70, 30], CLASSES, neuron=neurons, seed=seed)
