@@ -7,6 +7,7 @@ torchvision and Tonic. Nothing is ever downloaded. Splits are fixed: they do not
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral  # also numpy's integers
@@ -165,7 +166,9 @@ def from_arrays(
     labels: whole numbers 0..num_classes - 1 ``[N]`` (``num_classes`` defaults to the largest training label + 1), or
     floating-point targets ``[N, K]`` or ``[N]``, which make it a regression with K outputs.
 
-    Arrays are copied; tensors that have the right type already are kept as they are.
+    Arrays are copied; tensors that have the right type already are kept as they are. Recordings larger than the memory may
+    stay in a file: ``numpy.load(file, mmap_mode="r")`` of uint8 or float32 is not copied, and ``fit(chunk=k)`` reads k steps
+    at a time.
 
     Raises InputError: empty data, NaN or infinity, lengths or shapes that differ, labels that are no class.
     """
@@ -283,8 +286,14 @@ def _assemble(
 
 def _tensor(values: Any, what: str) -> Tensor:
     try:
-        # A copy of arrays: they may be read-only, and the caller may go on writing to them.
-        tensor = values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+        if isinstance(values, Tensor):
+            tensor = values.detach()
+        elif isinstance(values, np.memmap) and values.dtype in (np.float32, np.uint8):  # it stays in its file
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to data
+                tensor = torch.from_numpy(values)
+        else:  # a copy: arrays may be read-only, and the caller may go on writing to them
+            tensor = torch.from_numpy(np.array(values))
     except (TypeError, ValueError) as error:
         raise InputError(f"{what} are no array of numbers: {error}") from None
     if tensor.is_complex():
@@ -293,7 +302,10 @@ def _tensor(values: Any, what: str) -> Tensor:
 
 
 def _refuse_non_finite(values: Tensor, what: str) -> None:
-    if not values.is_floating_point() or bool(torch.isfinite(values).all()):
+    if not values.is_floating_point():
+        return
+    some = max(1, 2**22 // max(1, values[:1].numel()))  # samples looked at together: no array of the size of the data
+    if all(bool(torch.isfinite(part).all()) for part in values.split(some)):
         return
     wrong = (~torch.isfinite(values)).nonzero()
     index = wrong[0].tolist()

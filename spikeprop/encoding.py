@@ -46,19 +46,36 @@ class Encoder(ABC):
         return self.encode(inputs, int(num_steps), generator)
 
     def stretches(
-        self, inputs: Tensor, num_steps: int, chunk: int | None, generator: Generator | None = None
+        self,
+        inputs: Tensor,
+        num_steps: int,
+        chunk: int | None,
+        generator: Generator | None = None,
+        rows: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """What a call returns, ``chunk`` steps at a time (None: all at once), without holding more of it than that.
 
+        ``rows``: only these samples; of recordings no more is picked at a time than a stretch, so that they may lie in a file.
         Poisson draws the same spikes on the CPU as a call does.
         """
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk = {chunk} must be at least 1 step, or None for a whole sequence at once")
         if chunk is None or chunk >= num_steps:
-            yield self(inputs, num_steps, generator)
+            yield self(inputs if rows is None else inputs[rows], num_steps, generator)
             return
+        if rows is not None and not self.temporal:
+            inputs, rows = inputs[rows], None
         for start in range(0, num_steps, chunk):
-            yield self._stretch(inputs, num_steps, start, min(num_steps, start + chunk), generator)
+            stop = min(num_steps, start + chunk)
+            if rows is None:
+                yield self._stretch(inputs, num_steps, start, stop, generator)
+            else:
+                self._check_steps(inputs, num_steps)
+                yield self._stretch(inputs[:, start:stop][rows], stop - start, 0, stop - start, generator)
+
+    def _check_steps(self, inputs: Tensor, num_steps: int) -> None:
+        """Raise InputError where inputs that carry time have another number of steps."""
+        return
 
     @abstractmethod
     def _stretch(self, inputs: Tensor, num_steps: int, start: int, stop: int, generator: Generator | None) -> Tensor:
@@ -187,12 +204,15 @@ class Events(Encoder):
         return self._stretch(inputs, num_steps, 0, num_steps, generator)
 
     def _stretch(self, inputs: Tensor, num_steps: int, start: int, stop: int, generator: Generator | None) -> Tensor:
+        self._check_steps(inputs, num_steps)
+        return _floating(inputs[:, start:stop].transpose(0, 1))
+
+    def _check_steps(self, inputs: Tensor, num_steps: int) -> None:
         if inputs.shape[1] != num_steps:
             raise InputError(
                 f"events encoder: num_steps = {num_steps}, but the inputs {list(inputs.shape)} have {inputs.shape[1]} time "
                 f"steps (axis 1); use num_steps = {inputs.shape[1]} or bin the data anew"
             )
-        return _floating(inputs[:, start:stop].transpose(0, 1))
 
 
 ENCODERS: dict[str, type[Encoder]] = {encoder.name: encoder for encoder in (Current, Poisson, Latency, Events)}

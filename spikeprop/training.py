@@ -86,7 +86,8 @@ def fit(
         resume: continue from the folder's checkpoint, to the same weights, bit for bit, as if it had not been interrupted.
         observe: called with the network and the rule's state after every epoch; what it returns joins the epoch's figures. It
             must change neither.
-        chunk: steps of a sequence that are encoded and learned at a time, so that a long one is never held whole; None: all. A
+        chunk: steps of a sequence that are encoded and learned at a time, so that a long one is never held whole; None: all.
+            Recordings may lie in a file (:func:`spikeprop.data.from_arrays`); augmentation needs whole ones all the same. A
             rule that updates once per call (``update_every=None``) then does so after each stretch, and the windows of rules
             other than SigProp end with one.
         parallel: "data" or "layers" spreads the training over the processes that called this together, each with the same
@@ -157,8 +158,10 @@ def fit(
                         group["lr"] = rate * factor
 
                 def encode(rows: Tensor = rows) -> Iterator[Tensor]:
-                    changed = augment(inputs[rows], generator)
-                    return (x.to(network.readout.weight) for x in encoder.stretches(changed, num_steps, chunk, generator))
+                    plain = augment == Augmentation()
+                    seen = (inputs, rows) if plain else (augment(inputs[rows], generator), None)
+                    stretches = encoder.stretches(seen[0], num_steps, chunk, generator, seen[1])
+                    return (x.to(network.readout.weight) for x in stretches)
 
                 answer, learned, state = crew.learn(state, encode, labels[rows])
                 totals.add(answer, learned, network.regression)

@@ -34,6 +34,9 @@ def test_stretches_are_the_whole_a_few_steps_at_a_time(encoder: Encoder, chunk: 
     stretches = list(encoder.stretches(inputs, 5, chunk, torch.Generator().manual_seed(1)))
     assert torch.equal(torch.cat(stretches), whole)
     assert max(map(len, stretches)) == min(chunk or 5, 5)
+    rows = torch.tensor([2, 0])
+    some = list(encoder.stretches(inputs, 5, chunk, torch.Generator().manual_seed(1), rows))
+    assert torch.equal(torch.cat(some), encoder(inputs[rows], 5, torch.Generator().manual_seed(1)))
     with pytest.raises(InputError, match="chunk = 0 must be at least 1 step"):
         next(encoder.stretches(inputs, 5, 0))
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,6 +57,41 @@ def test_a_sequence_in_stretches_trains_as_the_whole_does(encoder, chunk) -> Non
     for one, other in zip(whole.layers, cut.layers, strict=True):
         assert torch.equal(one.spike_counts, other.spike_counts) and torch.equal(one.active_samples, other.active_samples)
         torch.testing.assert_close(one.deficits, other.deficits)
+
+
+def test_recordings_may_stay_in_a_file(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    recordings, labels = generator.random((24, 15, 30)) < 0.2, np.arange(24) % 3
+    np.save(tmp_path / "x.npy", recordings.astype(np.uint8))
+    in_file = np.load(tmp_path / "x.npy", mmap_mode="r")
+    networks = [mlp((30,), [20], 3, seed=0).double() for _ in range(2)]
+    for network, inputs in zip(networks, (recordings, in_file), strict=True):
+        data = sp.data.from_arrays((inputs, labels), temporal=True)
+        sp.fit(network, sp.SigProp(update_every=5), data, epochs=2, batch_size=8, progress=False, chunk=4)
+    assert np.shares_memory(data.train.inputs.numpy(), in_file)
+    assert_same(*networks)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on a process's memory is Linux's")
+def test_recordings_larger_than_the_memory_can_be_learned(tmp_path: Path) -> None:
+    """A file of 192 MB, whose one batch is all of it, within 100 MB beyond what the imports take."""
+    script = """
+import resource, sys
+import numpy as np, spikeprop as sp, torch
+from spikeprop.models import mlp
+torch.set_num_threads(1)
+file = np.lib.format.open_memmap(sys.argv[1], "w+", np.uint8, (16, 600, 20_000))
+file[:, ::100, ::7] = 1
+del file
+sp.fit(mlp((9,), [4], 2), sp.SigProp(), sp.data.from_arrays((np.ones((4, 9)), [0, 1, 0, 1])), 5, 1, progress=False)
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (used * 1024 + 100_000_000,) * 2)
+data = sp.data.from_arrays((np.load(sys.argv[1], mmap_mode="r"), np.arange(16) % 2), temporal=True)
+history = sp.fit(mlp((20_000,), [4], 2), sp.SigProp(update_every=10), data, epochs=1, batch_size=16, progress=False, chunk=10)
+print(len(history.epochs))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "x.npy")], capture_output=True, text=True, timeout=240)
+    assert done.stdout == "1\n", done.stderr
 
 
 class Killed(Exception):
