@@ -104,11 +104,11 @@ class Alone:
 
     def learn(self, state: Any, encode: Callable[[], Iterator[Tensor]], labels: Tensor) -> Turn:
         """Learn from a batch, whose inputs ``encode`` makes, a stretch of time after another."""
-        state, answers = self.rule.begin(state), []
+        state, answers = self.rule.begin(state), _Answers()
         for x in encode():
             answer, state = self.rule.learn(self.network, state, x, labels.to(x.device))
-            answers.append((len(x), answer))
-        return Turn(_mean(answers), labels, state)
+            answers.add(len(x), answer)
+        return Turn(answers.mean(), labels, state)
 
     def total(self, numbers: Tensor) -> Tensor:
         """Sums over an epoch of what all processes counted."""
@@ -188,11 +188,11 @@ class Rows(_Several):
     def learn(self, state: Any, encode: Callable[[], Iterator[Tensor]], labels: Tensor) -> Turn:
         own = part_of(len(labels), self.rank, self.size)
         share = Share(own.stop - own.start, len(labels))
-        state, answers = replace(self.rule.begin(state), share=share), []
+        state, answers = replace(self.rule.begin(state), share=share), _Answers()
         for x in encode():  # all rows were drawn, so that every process draws the same
             answer, state = self.rule.learn(self.network, state, x[:, own], labels[own].to(x.device))
-            answers.append((len(x), answer))
-        return Turn(_mean(answers), labels[own], state)
+            answers.add(len(x), answer)
+        return Turn(answers.mean(), labels[own], state)
 
     def total(self, numbers: Tensor) -> Tensor:
         with talking():
@@ -238,15 +238,15 @@ class Layers(_Several):
         return self.state
 
     def learn(self, state: Any, encode: Callable[[], Iterator[Tensor]], labels: Tensor) -> Turn:
-        state, answers = self.rule.begin(state), []
+        state, answers = self.rule.begin(state), _Answers()
         for x, present, last in self._arriving() if self.below else self._windows(encode(), labels):
             rate = self.trained.layers[-1].rate.clone()  # on which the next layer is centred while it sees these spikes
             answer, state = self.rule.learn(self.trained, state, x, present.to(x.device))
-            answers.append((len(x), answer))
+            answers.add(len(x), answer)
             if self.above is not None:
                 packed = _packed(state.stream.spikes, self.trained.layers[-1].neuron.spiking)
                 self.above.send([*packed, rate, present, torch.tensor(last)])
-        return Turn(_mean(answers), present, state)
+        return Turn(answers.mean(), present, state)
 
     def _windows(self, stretches: Iterator[Tensor], labels: Tensor) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """A sequence, cut wherever the rates may change that the layers above are centred on; the last piece is marked."""
@@ -361,19 +361,27 @@ def split_layers(network: Network, parts: int) -> list[range]:
     return [range(start, stop) for start, stop in itertools.pairwise([0, *edges])]
 
 
-def _mean(answers: list[tuple[int, Answer]]) -> Answer:
-    """Of the stretches of a sequence, each with its number of steps."""
-    steps = sum(number for number, _ in answers)
-    if len(answers) == 1:
-        return answers[0][1]
-    read = [torch.full_like(answer.loss, number) if answer.readings is None else answer.readings for number, answer in answers]
-    losses = [answer.loss.where(number > 0, 0.0) * number for number, (_, answer) in zip(read, answers, strict=True)]
-    loss = torch.stack(losses).sum(0) / torch.stack(read).sum(0)
-    activity = [
-        torch.stack([mean * number for (number, _), mean in zip(answers, means, strict=True)]).sum(0) / steps
-        for means in zip(*(answer.activity for _, answer in answers), strict=True)
-    ]
-    return Answer(answers[-1][1].outputs, loss, activity)
+class _Answers:
+    """The answers to the stretches of a sequence, added up as they come: kept ones would take memory that grows with time."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def add(self, steps: int, answer: Answer) -> None:
+        read = torch.full_like(answer.loss, steps) if answer.readings is None else answer.readings
+        parts = [answer.loss.where(read > 0, 0.0) * read, *(mean * steps for mean in answer.activity), read]
+        if self.steps == 0:
+            self.first: Answer | None = answer
+            self.sums = parts
+        else:
+            self.first = None
+            self.sums = [total + part for total, part in zip(self.sums, parts, strict=True)]
+        self.steps, self.outputs = self.steps + steps, answer.outputs
+
+    def mean(self) -> Answer:
+        if self.first is not None:  # the only one, to the last digit
+            return self.first
+        return Answer(self.outputs, self.sums[0] / self.sums[-1], [part / self.steps for part in self.sums[1:-1]])
 
 
 def _packed(spikes: Tensor, spiking: bool) -> list[Tensor]:
