@@ -48,7 +48,6 @@ TASKS: dict[str, Settings] = {
 }
 RULES_OF_THE_TABLE = ("sigprop-surrogate", "sigprop-membrane", "sigprop-raw-membrane", "bptt", "shallow")
 # (task, rule, homeostasis): what validation chose, benchmarks/results/tuning-<task>.json. None: whatever the homeostasis.
-# The rates of fashion-mnist-conv are those of mnist-conv; no tuning file backs them yet.
 CHOSEN: dict[tuple[str, str, str | None], Settings] = {
     ("mnist-mlp", "sigprop-surrogate", None): {"learning_rate": 2e-3},
     ("mnist-mlp", "sigprop-membrane", None): {"learning_rate": 4e-3},
@@ -60,9 +59,10 @@ CHOSEN: dict[tuple[str, str, str | None], Settings] = {
     ("mnist-conv", "sigprop-surrogate", None): {"learning_rate": 5e-3},
     ("mnist-conv", "sigprop-membrane", None): {"learning_rate": 5e-3},
     ("mnist-conv", "bptt", None): {"learning_rate": 5e-3},
-    ("fashion-mnist-conv", "sigprop-surrogate", None): {"learning_rate": 5e-3},
-    ("fashion-mnist-conv", "sigprop-membrane", None): {"learning_rate": 5e-3},
-    ("fashion-mnist-conv", "bptt", None): {"learning_rate": 5e-3},
+    ("fashion-mnist-conv", "sigprop-surrogate", None): {"learning_rate": 1e-2},
+    ("fashion-mnist-conv", "sigprop-membrane", None): {"learning_rate": 1e-2},
+    ("fashion-mnist-conv", "bptt", "off"): {"learning_rate": 5e-3},
+    ("fashion-mnist-conv", "bptt", "on"): {"learning_rate": 1e-2},
     ("nmnist", "sigprop-surrogate", None): {"learning_rate": 2e-3, "trace": "exact"},
     ("nmnist", "sigprop-membrane", None): {"learning_rate": 2e-3, "trace": "exact"},
     ("nmnist", "bptt", None): {"learning_rate": 4e-3},

@@ -19,8 +19,9 @@ class Homeostasis:
     """A band for the firing rate, held by the neuron's bias or by its threshold.
 
     After each update the excitability of a neuron with running rate r moves up by strength * (lowest - r) / lowest thresholds
-    if r is below the band, else down by strength * min(1, (r - highest) / highest) if r is above it. In layers of maps the r of
-    the ceiling is the mean over the neuron's channel; with one bias per channel that of the floor is, too.
+    if r is below the band, else down by strength * min(1, (r - highest) / highest) if r is above it. A neuron without a spike
+    in an update of 128 rows or more counts as r = 0. In layers of maps the r of the ceiling is the mean over the neuron's
+    channel; with one bias per channel that of the floor is, too.
 
     Args:
         lowest, highest: the band, in spikes per step.
@@ -44,13 +45,17 @@ class Homeostasis:
         """Move the layer's running rate towards the mean activity ``[*output_shape]`` of an update window."""
         layer.rate.lerp_(activity, momentum * min(1.0, batch / REFERENCE_BATCH))
 
-    def regulate(self, layer: Layer, batch: int) -> None:
-        """Move each neuron back towards the band."""
+    def regulate(self, layer: Layer, batch: int, activity: Tensor | None = None) -> None:
+        """Move each neuron back towards the band. ``activity``: what :meth:`follow` was given."""
         neuron = layer.neuron
         if not neuron.spiking or self.strength == 0.0:
             return
         rate = layer.rate
-        shared = rate.mean((1, 2), keepdim=True) if rate.dim() > 1 else rate
+        if activity is not None and batch >= REFERENCE_BATCH:
+            # Who is silent in so many rows is below the band. A running rate would say so a few windows later, in which the
+            # ceiling goes on pushing the neuron down; where its input never changes, that would be most of the time.
+            rate = rate.where(activity > 0.0, 0.0)
+        shared = layer.rate.mean((1, 2), keepdim=True) if rate.dim() > 1 else rate
         if layer.bias.shape != rate.shape:  # one bias per channel
             rate = shared
         silent = (self.lowest - rate).clamp(min=0.0) / self.lowest

@@ -265,6 +265,17 @@ def test_homeostasis_moves_nothing_inside_the_band_and_by_its_formula_outside() 
     assert layer.bias.tolist() == pytest.approx([0.03, 0.015, 0.0, -0.03])
 
 
+def test_homeostasis_wakes_a_neuron_that_has_just_fallen_silent() -> None:
+    """Its running rate is that of better days; in few rows silence says nothing."""
+    for batch, moved in ((128, [0.02, 0.0, 0.02, -0.02]), (127, [0.0, 0.0, -0.02, -0.02])):
+        layer = mlp((4,), [4], 2).layers[0]
+        layer.bias.zero_()
+        layer.rate.copy_(torch.tensor([0.1, 0.1, 0.6, 0.6]))
+        activity = torch.tensor([0.0, 0.1, 0.0, 0.6])
+        sp.Homeostasis(lowest=0.02, highest=0.2, strength=0.02).regulate(layer, batch, activity)
+        torch.testing.assert_close(layer.bias, torch.tensor(moved) * (batch / 128))
+
+
 @pytest.mark.parametrize(("biases", "moved"), [("neuron", [[0.0, 0.02], [0.02, 0.01]]), ("channel", [[0.0]])])
 def test_in_maps_the_floor_is_the_neurons_and_the_ceiling_the_channels(biases: str, moved: list[list[float]]) -> None:
     layer = conv((1, 4, 4), [2], 2, biases=biases).layers[0]

@@ -169,7 +169,7 @@ def follow_rates(
     for layer, mean in zip(network.layers, activity, strict=True):
         Homeostasis.follow(layer, mean, batch)
         if homeostasis is not None:
-            homeostasis.regulate(layer, batch)
+            homeostasis.regulate(layer, batch, mean)
 
 
 def keep_freed_memory() -> None:
