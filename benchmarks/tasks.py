@@ -51,11 +51,14 @@ RULES_OF_THE_TABLE = ("sigprop-surrogate", "sigprop-membrane", "sigprop-raw-memb
 CHOSEN: dict[tuple[str, str, str | None], Settings] = {
     ("mnist-mlp", "sigprop-surrogate", None): {"learning_rate": 2e-3},
     ("mnist-mlp", "sigprop-membrane", None): {"learning_rate": 4e-3},
+    ("mnist-mlp", "sigprop-raw-membrane", None): {"learning_rate": 4e-3},
     ("mnist-mlp", "bptt", None): {"learning_rate": 4e-3},
+    ("mnist-mlp", "shallow", None): {"learning_rate": 3.2e-2},
     ("fashion-mnist-mlp", "sigprop-surrogate", None): {"learning_rate": 2e-3},
     ("fashion-mnist-mlp", "sigprop-membrane", None): {"learning_rate": 2e-3},
     ("fashion-mnist-mlp", "sigprop-raw-membrane", None): {"learning_rate": 2e-3},
     ("fashion-mnist-mlp", "bptt", None): {"learning_rate": 2e-3},
+    ("fashion-mnist-mlp", "shallow", None): {"learning_rate": 1.6e-2},
     ("mnist-conv", "sigprop-surrogate", None): {"learning_rate": 5e-3},
     ("mnist-conv", "sigprop-membrane", None): {"learning_rate": 5e-3},
     ("mnist-conv", "bptt", None): {"learning_rate": 5e-3},
@@ -65,13 +68,16 @@ CHOSEN: dict[tuple[str, str, str | None], Settings] = {
     ("fashion-mnist-conv", "bptt", "on"): {"learning_rate": 1e-2},
     ("nmnist", "sigprop-surrogate", None): {"learning_rate": 2e-3, "trace": "exact"},
     ("nmnist", "sigprop-membrane", None): {"learning_rate": 2e-3, "trace": "exact"},
+    ("nmnist", "sigprop-raw-membrane", None): {"learning_rate": 1e-3},
     ("nmnist", "bptt", None): {"learning_rate": 4e-3},
+    ("nmnist", "shallow", None): {"learning_rate": 3.2e-2},
     # Batches of 32 move the rates less: four times the strength, and a ceiling that keeps what remains below 0.15.
     ("braille", "sigprop-surrogate", None): {"learning_rate": 2e-3, "band_strength": 0.08, "band_highest": 0.14},
     ("braille", "sigprop-membrane", None): {"learning_rate": 2e-3, "band_strength": 0.08, "band_highest": 0.14},
-    ("braille", "sigprop-raw-membrane", None): {"learning_rate": 2e-3, "band_strength": 0.08, "band_highest": 0.14},
+    ("braille", "sigprop-raw-membrane", None): {"learning_rate": 8e-3, "band_strength": 0.08, "band_highest": 0.14},
     ("braille", "bptt", "off"): {"learning_rate": 8e-3},
     ("braille", "bptt", "on"): {"learning_rate": 4e-3},
+    ("braille", "shallow", None): {"learning_rate": 1.6e-2},
 }
 
 

@@ -288,7 +288,7 @@ def _tensor(values: Any, what: str) -> Tensor:
     try:
         if isinstance(values, Tensor):
             tensor = values.detach()
-        elif isinstance(values, np.memmap) and values.dtype in (np.float32, np.uint8):  # it stays in its file
+        elif isinstance(values, np.memmap) and _can_stay(values):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to data
                 tensor = torch.from_numpy(values)
@@ -299,6 +299,11 @@ def _tensor(values: Any, what: str) -> Tensor:
     if tensor.is_complex():
         raise InputError(f"{what} must be real numbers, got {tensor.dtype}")
     return tensor
+
+
+def _can_stay(values: np.memmap) -> bool:
+    """Whether an array may stay in its file: nobody writes to it, and torch can look at it as it lies."""
+    return values.dtype in (np.float32, np.uint8) and not values.flags.writeable and min(values.strides, default=0) >= 0
 
 
 def _refuse_non_finite(values: Tensor, what: str) -> None:

@@ -66,20 +66,22 @@ class Encoder(ABC):
         if rows is not None and not self.temporal:
             inputs, rows = inputs[rows], None
         for start in range(0, num_steps, chunk):
-            stop = min(num_steps, start + chunk)
-            if rows is None:
-                yield self._stretch(inputs, num_steps, start, stop, generator)
-            else:
-                self._check_steps(inputs, num_steps)
-                yield self._stretch(inputs[:, start:stop][rows], stop - start, 0, stop - start, generator)
-
-    def _check_steps(self, inputs: Tensor, num_steps: int) -> None:
-        """Raise InputError where inputs that carry time have another number of steps."""
-        return
+            yield self._stretch(inputs, num_steps, start, min(num_steps, start + chunk), generator, rows)
 
     @abstractmethod
-    def _stretch(self, inputs: Tensor, num_steps: int, start: int, stop: int, generator: Generator | None) -> Tensor:
-        """Steps ``start`` to ``stop`` of a call with ``num_steps``; stretches are asked for in order."""
+    def _stretch(
+        self,
+        inputs: Tensor,
+        num_steps: int,
+        start: int,
+        stop: int,
+        generator: Generator | None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Steps ``start`` to ``stop`` of a call with ``num_steps``; stretches are asked for in order.
+
+        ``rows``: of these samples only; given to encoders of recordings.
+        """
 
     @abstractmethod
     def encode(self, inputs: Tensor, num_steps: int, generator: Generator | None) -> Tensor:
@@ -111,7 +113,15 @@ class Current(Encoder):
             current = current * self.scale
         return current.expand(num_steps, *current.shape)
 
-    def _stretch(self, inputs: Tensor, num_steps: int, start: int, stop: int, generator: Generator | None) -> Tensor:
+    def _stretch(
+        self,
+        inputs: Tensor,
+        num_steps: int,
+        start: int,
+        stop: int,
+        generator: Generator | None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         return self(inputs, stop - start)
 
 
@@ -140,7 +150,15 @@ class Poisson(Encoder):
         )
         return (uniform < probability).to(probability.dtype)
 
-    def _stretch(self, inputs: Tensor, num_steps: int, start: int, stop: int, generator: Generator | None) -> Tensor:
+    def _stretch(
+        self,
+        inputs: Tensor,
+        num_steps: int,
+        start: int,
+        stop: int,
+        generator: Generator | None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         return self(inputs, stop - start, generator)
 
 
@@ -175,7 +193,15 @@ class Latency(Encoder):
     def encode(self, inputs: Tensor, num_steps: int, generator: Generator | None) -> Tensor:
         return self._stretch(inputs, num_steps, 0, num_steps, generator)
 
-    def _stretch(self, inputs: Tensor, num_steps: int, start: int, stop: int, generator: Generator | None) -> Tensor:
+    def _stretch(
+        self,
+        inputs: Tensor,
+        num_steps: int,
+        start: int,
+        stop: int,
+        generator: Generator | None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         intensity = _floating(inputs)
         _refuse_outside_unit(intensity, "latency encoder: inputs")
         if self.tau is None:
@@ -203,16 +229,22 @@ class Events(Encoder):
     def encode(self, inputs: Tensor, num_steps: int, generator: Generator | None) -> Tensor:
         return self._stretch(inputs, num_steps, 0, num_steps, generator)
 
-    def _stretch(self, inputs: Tensor, num_steps: int, start: int, stop: int, generator: Generator | None) -> Tensor:
-        self._check_steps(inputs, num_steps)
-        return _floating(inputs[:, start:stop].transpose(0, 1))
-
-    def _check_steps(self, inputs: Tensor, num_steps: int) -> None:
+    def _stretch(
+        self,
+        inputs: Tensor,
+        num_steps: int,
+        start: int,
+        stop: int,
+        generator: Generator | None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         if inputs.shape[1] != num_steps:
             raise InputError(
                 f"events encoder: num_steps = {num_steps}, but the inputs {list(inputs.shape)} have {inputs.shape[1]} time "
                 f"steps (axis 1); use num_steps = {inputs.shape[1]} or bin the data anew"
             )
+        seen = inputs[:, start:stop]
+        return _floating((seen if rows is None else seen[rows]).transpose(0, 1))
 
 
 ENCODERS: dict[str, type[Encoder]] = {encoder.name: encoder for encoder in (Current, Poisson, Latency, Events)}

@@ -72,7 +72,7 @@ def advance_row(
         before[j] = membrane[j] * beta[j] + (seen[j] + bias[j])
     if reset == ZERO:
         for j in range(drive.shape[0]):
-            membrane[j] = _ZERO if before[j] > threshold[j] else before[j]
+            membrane[j] = before[j] - (before[j] if before[j] > threshold[j] else _ZERO)
     elif reset == SUBTRACT:
         for j in range(drive.shape[0]):
             membrane[j] = before[j] - (threshold[j] if before[j] > threshold[j] else _ZERO)

@@ -114,7 +114,7 @@ class Dense(Synapse):
         return error @ self.weight
 
     def weight_gradient(self, error: Tensor, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        if len(error) > 1:
+        if len(error) != 1:
             return super().weight_gradient(error, x, onto)
         one, two = (row[0].to(self.weight.dtype) for row in (error, x))  # a smaller type would speed nothing up
         return torch.outer(one, two) if onto is None else onto.addr_(one, two)

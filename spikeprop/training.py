@@ -111,6 +111,7 @@ def fit(
         raise InputError(f"fit: num_steps is missing: the data set {data.name} has no time axis of its own")
     check_rule(rule, network, len(inputs), batch_size, num_steps)
     batches = math.ceil(len(inputs) / batch_size)
+    together = batch_size if chunk is not None and encoder.temporal else None  # a stretch of more recordings may be too much
     settings = {
         "rule": type(rule).__name__,
         "num_steps": num_steps,
@@ -140,7 +141,7 @@ def fit(
         history.epochs = _restore(path, settings, network, rule, whole, generator)
         crew.agree({"epochs in the checkpoint": history.epochs})
     elif network.centred:
-        centre_inputs(network, inputs, num_steps, encoder, seed, chunk)
+        centre_inputs(network, inputs, num_steps, encoder, seed, chunk, together or 1000)
     state = crew.own_state()
     groups = [group for optimizer in crew.optimizers for group in optimizer.param_groups]
     base_rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
@@ -178,7 +179,8 @@ def fit(
                 continue
             entry = {"epoch": epoch + 1, **figures, "seconds": time.perf_counter() - started}
             if data.validation is not None:
-                found = evaluate(network, data.validation, num_steps, encoder=encoder, seed=seed, chunk=chunk)
+                size = together or 500
+                found = evaluate(network, data.validation, num_steps, encoder=encoder, batch_size=size, seed=seed, chunk=chunk)
                 entry["validation_accuracy"] = found.accuracy.get("readout")
                 entry["validation_error"] = found.error
             entry |= {} if observe is None else observe(network, state)
@@ -222,11 +224,17 @@ def check_rule(rule: Rule, network: Network, samples: int, batch_size: int, num_
 
 @torch.inference_mode()
 def centre_inputs(
-    network: Network, inputs: Tensor, num_steps: int, encoder: Encoder, seed: int, chunk: int | None = None
+    network: Network,
+    inputs: Tensor,
+    num_steps: int,
+    encoder: Encoder,
+    seed: int,
+    chunk: int | None = None,
+    batch_size: int = 1000,
 ) -> None:
     """Set a centred network's input mean to the mean of the encoded inputs over samples and time, as :func:`fit` does first."""
     total = torch.zeros_like(network.input_mean, dtype=torch.float64)
-    for _, stretches in stream_batches(network, inputs, num_steps, encoder, 1000, seed, chunk):
+    for _, stretches in stream_batches(network, inputs, num_steps, encoder, batch_size, seed, chunk):
         for x in stretches:
             total += x.mean(0).sum(0) * (len(x) / num_steps)
     network.input_mean.copy_(total / len(inputs))

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import spikeprop as sp
+from spikeprop import parallel
 from spikeprop.catalogue import RULES
 from spikeprop.errors import UnsupportedError
 from spikeprop.models import conv, mlp
@@ -58,11 +59,11 @@ def test_no_rule_mixes_devices(name, kind) -> None:
     rule = rule_of(name, kind)
     with OneDevice():
         network = network_of(kind).to(META)
-        state = rule.initial_state(network, generator=torch.Generator().manual_seed(0))
-        x, labels = torch.rand(5, 6, 1, 8, 8, device=META), torch.zeros(6, dtype=torch.int64, device=META)
-        for _ in range(2):
-            state = rule.begin(state)
-            answer, state = rule.learn(network, state, x, labels)
+        crew = parallel.crew(None, network, rule)
+        state = crew.initial_state(torch.Generator().manual_seed(0))
+        x, labels = torch.rand(5, 6, 1, 8, 8, device=META), torch.zeros(6, dtype=torch.int64)
+        for stretches in ([x], [x, x]):
+            answer, _, state = crew.learn(state, lambda stretches=stretches: iter(stretches), labels)
     assert all(part.is_meta for part in (answer.outputs, answer.loss, *answer.activity, *network.state_dict().values()))
 
 

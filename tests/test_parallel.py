@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from spikeprop.catalogue import RULES, configure
 from spikeprop.errors import InputError
 from spikeprop.models import mlp
 from spikeprop.rules import sigprop
+from spikeprop.rules.base import Answer
 from spikeprop.storage import read_tensors
 from spikeprop.team import Share, part_of
 
@@ -170,6 +172,21 @@ def test_the_command_line_trains_the_same_network_on_two_processes(tmp_path) -> 
     assert (tmp_path / "two" / "result.json").read_bytes() == before
     alone = command("--parallel", "data", "--out", str(tmp_path / "three"))
     assert alone.returncode == 2 and "start them with: torchrun" in alone.stderr
+
+
+def test_answers_to_stretches_are_not_kept() -> None:
+    """One per stretch would take memory that grows with the length of a sequence."""
+    answers, alive = parallel._Answers(), []
+    for steps in (2, 3, 5):
+        answer = Answer(torch.full((4, 3), float(steps)), torch.tensor([1.0, steps]), [torch.full((6,), float(steps))])
+        alive.append(weakref.ref(answer.activity[0]))
+        answers.add(steps, answer)
+    del answer
+    assert [kept() is not None for kept in alive] == [False, False, False]
+    found = answers.mean()
+    assert torch.equal(found.outputs, torch.full((4, 3), 5.0))
+    torch.testing.assert_close(found.loss, torch.tensor([1.0, 3.8]))
+    torch.testing.assert_close(found.activity[0], torch.full((6,), 3.8))
 
 
 class SharedBetweenThreads(Share):

@@ -70,23 +70,26 @@ def test_recordings_may_stay_in_a_file(tmp_path: Path) -> None:
         sp.fit(network, sp.SigProp(update_every=5), data, epochs=2, batch_size=8, progress=False, chunk=4)
     assert np.shares_memory(data.train.inputs.numpy(), in_file)
     assert_same(*networks)
+    turned, written = in_file[:, ::-1], np.load(tmp_path / "x.npy", mmap_mode="r+")
+    assert torch.equal(sp.data.from_arrays((turned, labels), temporal=True).train.inputs, data.train.inputs.flip(1))
+    assert not np.shares_memory(sp.data.from_arrays((written, labels), temporal=True).train.inputs.numpy(), written)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on a process's memory is Linux's")
 def test_recordings_larger_than_the_memory_can_be_learned(tmp_path: Path) -> None:
-    """A file of 192 MB, whose one batch is all of it, within 100 MB beyond what the imports take."""
+    """A file of 192 MB within 100 MB beyond what the imports take; ten steps of all recordings would take 128 MB."""
     script = """
 import resource, sys
 import numpy as np, spikeprop as sp, torch
 from spikeprop.models import mlp
 torch.set_num_threads(1)
-file = np.lib.format.open_memmap(sys.argv[1], "w+", np.uint8, (16, 600, 20_000))
-file[:, ::100, ::7] = 1
+file = np.lib.format.open_memmap(sys.argv[1], "w+", np.uint8, (160, 60, 20_000))
+file[:, ::10, ::7] = 1
 del file
 sp.fit(mlp((9,), [4], 2), sp.SigProp(), sp.data.from_arrays((np.ones((4, 9)), [0, 1, 0, 1])), 5, 1, progress=False)
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
 resource.setrlimit(resource.RLIMIT_DATA, (used * 1024 + 100_000_000,) * 2)
-data = sp.data.from_arrays((np.load(sys.argv[1], mmap_mode="r"), np.arange(16) % 2), temporal=True)
+data = sp.data.from_arrays((np.load(sys.argv[1], mmap_mode="r"), np.arange(160) % 2), temporal=True)
 history = sp.fit(mlp((20_000,), [4], 2), sp.SigProp(update_every=10), data, epochs=1, batch_size=16, progress=False, chunk=10)
 print(len(history.epochs))
 """

@@ -175,7 +175,12 @@ class SigProp(Rule):
 
     @torch.inference_mode()
     def learn(self, network: Network, state: SigPropState, inputs: Tensor, labels: Tensor) -> tuple[Answer, SigPropState]:
-        if inputs.is_floating_point() and not is_constant(inputs) and len(inputs) <= (self.update_every or math.inf):
+        if (
+            inputs.dim() > 1
+            and inputs.is_floating_point()
+            and not is_constant(inputs)
+            and len(inputs) <= (self.update_every or math.inf)
+        ):
             inputs = network.layers[0].synapse.as_multiplied(
                 inputs
             )  # once for the whole window; what is checked is half as large
@@ -194,7 +199,7 @@ class SigProp(Rule):
                 f"SigProp: the sequence began with a batch of {len(stream.count)} and goes on with one of {batch}; "
                 "call rule.begin(state) before a new sequence"
             )
-        losses, read, seen, start = [], torch.zeros(len(network.layers)), [], 0
+        losses, read, seen, start = [], network.readout.weight.new_zeros(len(network.layers)), [], 0
         while start < len(inputs):
             stop = len(inputs) if self.update_every is None else min(len(inputs), start + self.update_every - stream.window)
             present = labels if network.regression else labels[start:stop]
@@ -202,7 +207,7 @@ class SigProp(Rule):
             rates = stream.count / stream.steps
             outputs = network.readout(rates)
             losses.append(loss)
-            read += readings
+            read = read + readings
             seen.append(activity)
             if stream.window == self.update_every or (self.update_every is None and stop == len(inputs)):
                 delta = network.readout.delta(outputs, labels if network.regression else present[-1])[1]
@@ -211,7 +216,7 @@ class SigProp(Rule):
         with torch.inference_mode(False):  # what the caller keeps are ordinary tensors
             stream.neurons = [type(neurons)(*map(_ordinary, neurons)) for neurons in stream.neurons]
             activity = [torch.stack(parts).sum(0) / (len(inputs) * batch) for parts in zip(*seen, strict=True)]
-            return Answer(outputs.clone(), torch.stack(losses).sum(0) / read.to(outputs), activity, read), state
+            return Answer(outputs.clone(), torch.stack(losses).sum(0) / read, activity, read), state
 
     def _propagate(
         self, network: Network, state: SigPropState, stream: Stream, x: Tensor, labels: Tensor
@@ -268,7 +273,7 @@ class SigProp(Rule):
         stream.steps += steps
         stream.window += steps
         stream.readings = [before + new for before, new in zip(stream.readings, readings, strict=True)]
-        return torch.stack(losses), torch.tensor(readings), activities
+        return torch.stack(losses), losses[0].new_tensor(readings), activities
 
     def _steps_between_readings(self, eligibility: Eligibility, window: int) -> int:
         if self.read_every is not None:
