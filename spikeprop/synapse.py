@@ -54,7 +54,7 @@ class Synapse(nn.Module):
         finally:
             self._rounded = None
 
-    def _as_multiplied(self, weight: Tensor) -> Tensor:
+    def _rounded_weight(self, weight: Tensor) -> Tensor:
         """The weights in the type of products."""
         return weight.to(product_type(weight)) if self._rounded is None else self._rounded
 
@@ -104,7 +104,7 @@ class Dense(Synapse):
         return self.product(x).to(self.weight.dtype)
 
     def product(self, x: Tensor) -> Tensor:
-        weight = self._as_multiplied(self.weight)
+        weight = self._rounded_weight(self.weight)
         return F.linear(x.to(weight.dtype), weight)
 
     def as_multiplied(self, x: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class Conv2d(Synapse):
         return self.product(x).to(self.weight.dtype)
 
     def product(self, x: Tensor) -> Tensor:
-        weight = self._as_multiplied(self.weight)
+        weight = self._rounded_weight(self.weight)
         return F.conv2d(x.to(weight.dtype), weight, None, *self.how)
 
     def as_multiplied(self, x: Tensor) -> Tensor:

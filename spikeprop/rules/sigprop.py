@@ -175,15 +175,9 @@ class SigProp(Rule):
 
     @torch.inference_mode()
     def learn(self, network: Network, state: SigPropState, inputs: Tensor, labels: Tensor) -> tuple[Answer, SigPropState]:
-        if (
-            inputs.dim() > 1
-            and inputs.is_floating_point()
-            and not is_constant(inputs)
-            and len(inputs) <= (self.update_every or math.inf)
-        ):
-            inputs = network.layers[0].synapse.as_multiplied(
-                inputs
-            )  # once for the whole window; what is checked is half as large
+        changing = inputs.dim() > 1 and inputs.is_floating_point() and not is_constant(inputs)
+        if changing and len(inputs) <= (self.update_every or len(inputs)):  # a single window; half as much is checked then
+            inputs = network.layers[0].synapse.as_multiplied(inputs)
         network.check(inputs)
         batch = inputs.shape[1]
         if state.entered:
