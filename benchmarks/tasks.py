@@ -64,8 +64,9 @@ CHOSEN: dict[tuple[str, str, str | None], Settings] = {
     ("mnist-conv", "sigprop-raw-membrane", None): {"learning_rate": 1e-3},
     ("mnist-conv", "bptt", None): {"learning_rate": 5e-3},
     ("mnist-conv", "shallow", None): {"learning_rate": 1.6e-2},
-    ("fashion-mnist-conv", "sigprop-surrogate", None): {"learning_rate": 1e-2},
-    ("fashion-mnist-conv", "sigprop-membrane", None): {"learning_rate": 1e-2},
+    # At this rate of learning the last layer's firing rates outrun the default ceiling: .155 at the end of training.
+    ("fashion-mnist-conv", "sigprop-surrogate", None): {"learning_rate": 1e-2, "band_highest": 0.14},
+    ("fashion-mnist-conv", "sigprop-membrane", None): {"learning_rate": 5e-3},
     ("fashion-mnist-conv", "sigprop-raw-membrane", None): {"learning_rate": 5e-3},
     ("fashion-mnist-conv", "bptt", "off"): {"learning_rate": 5e-3},
     ("fashion-mnist-conv", "bptt", "on"): {"learning_rate": 1e-2},

@@ -87,3 +87,37 @@ def test_the_figures_of_the_loihi_table_are_those_of_the_benchmarks() -> None:
         wanted = f"{name}: 8 bits at most {lost[many]:.2%} of accuracy, 4 bits after training on at most {lost[few]:.2%}; "
         wanted += f"predictions agree on {agree[many]:.1%} and {agree[few]:.1%}"
         assert wanted in text, wanted
+
+
+def test_the_figures_of_speed_and_memory_are_those_of_the_benchmarks() -> None:
+    """Of the slower, or the larger, of SigProp's two options."""
+    text, results = " ".join((ROOT / "README.md").read_text().split()), ROOT / "benchmarks" / "results"
+    ours = ("sigprop-surrogate", "sigprop-membrane")
+    speed = json.loads((results / "speed.json").read_text())["cells"]
+    cells = {cell["work"]: cell for cell in speed if cell["precision"] == "medium" and cell["threads"] == 1}
+    step = {work: max(cell["ms"][name]["median"] for name in ours) for work, cell in cells.items()}
+    ratio = {
+        (work, other): min(cell["times"][name][other]["median"] for name in ours)
+        for work, cell in cells.items()
+        for other in ("snntorch", "BPTT by hand, bfloat16")
+    }
+    short, long, maps = "mlp, T = 25", "mlp, T = 100", "conv, T = 10"
+    assert f"takes {step[short]:.0f} and {step[long]:.0f} ms on one core" in text
+    for works, tail in (((short, long), ""), ((maps,), " (`benchmarks/speed.py`")):
+        peer, by_hand = (
+            " and ".join(f"{ratio[work, other]:.1f}" for work in works) for other in ("snntorch", "BPTT by hand, bfloat16")
+        )
+        if tail:
+            assert f"network is {peer} and {by_hand} times as fast{tail}" in text
+        else:
+            assert f"{peer} times as fast as snnTorch and {by_hand} times as fast as BPTT written by hand" in text
+    memory = json.loads((results / "memory.json").read_text())["cells"]
+    peak = {
+        steps: max(
+            cell["peak_mib"]
+            for cell in memory
+            if (cell["mode"], cell["num_steps"], len(cell["hidden"])) == ("stream", steps, 2) and cell["rule"] in ours
+        )
+        for steps in (10, 1000)
+    }
+    assert f"at batch 128 peak at {peak[1000]:.1f} MiB over the imports, 10 steps at {peak[10]:.1f} " in text
