@@ -97,20 +97,23 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> N
 
 
 def test_two_bits_learn() -> None:
-    """Rounding a trained network to 2 bits costs points; training on at 2 bits gives them back (validation part)."""
-    network = mlp((1, 8, 8), [128, 128], 10)
-    sp.fit(network, sp.SigProp(), DATA, num_steps=8, epochs=6, seed=0, progress=False)
+    """Rounding a trained network to 2 bits costs points; training on at 2 bits gives them back (three seeds, validation)."""
+    rounded, learned = [], []
+    for seed in range(3):
+        network = mlp((1, 8, 8), [128, 128], 10, seed=seed)
+        sp.fit(network, sp.SigProp(), DATA, num_steps=8, epochs=6, seed=seed, progress=False)
 
-    def on_chip() -> float:
-        chip = loihi.quantize(network, 2)
-        inputs, labels = DATA.validation
-        counts = loihi.simulate(chip, loihi.encode(chip, inputs, 8), record="counts").counts[-1]
-        return float((network.readout(torch.from_numpy(counts) / 8).argmax(1) == labels).double().mean())
+        def on_chip(network: sp.Network = network) -> float:
+            chip = loihi.quantize(network, 2)
+            inputs, labels = DATA.validation
+            counts = loihi.simulate(chip, loihi.encode(chip, inputs, 8), record="counts").counts[-1]
+            return float((network.readout(torch.from_numpy(counts) / 8).argmax(1) == labels).double().mean())
 
-    rounded = on_chip()
-    aware = QuantizationAware(sp.SigProp(optimizer=partial(torch.optim.Adam, lr=1e-3)), 2)
-    sp.fit(network, aware, DATA, num_steps=8, epochs=4, seed=0, progress=False)
-    assert on_chip() > max(rounded + 0.005, 0.96)
+        rounded.append(on_chip())
+        aware = QuantizationAware(sp.SigProp(optimizer=partial(torch.optim.Adam, lr=1e-3)), 2)
+        sp.fit(network, aware, DATA, num_steps=8, epochs=4, seed=seed, progress=False)
+        learned.append(on_chip())
+    assert sum(learned) / 3 > max(sum(rounded) / 3 + 0.005, 0.95)
 
 
 @pytest.mark.parametrize(
