@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, Cells, Key, ResultFile, header, spread
-from tasks import RULES_OF_THE_TABLE, TASKS, augmentation, default_homeostasis, make_network, make_rule, recipe, settings_of
+from tasks import RULES_OF_THE_TABLE, TASKS, augmentation, homeostasis_of, make_network, make_rule, recipe, settings_of
 
 import spikeprop as sp
 from spikeprop.backends import loihi
@@ -133,7 +133,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES_OF_THE_TABLE)
-    parser.add_argument("--homeostasis", nargs="+", choices=("on", "off"), help="default: the rule's own; for bptt both")
+    parser.add_argument("--homeostasis", nargs="+", choices=("on", "off"), help="default: both; for raw membrane and shallow the rule's own")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2; with --try 0")
     parser.add_argument("--try", nargs="*", metavar="NAME=VALUE", dest="tried", help="look at the validation part with these")
     parser.add_argument("--samples", type=int, help="with --try: train on the first so many training samples")
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     order = [
         (rule, homeostasis, seed, *(() if final else (label,)))
         for seed, rule in itertools.product(arguments.seeds or ([0, 1, 2] if final else [0]), arguments.rules)
-        for homeostasis in arguments.homeostasis or (("off", "on") if rule == "bptt" else [default_homeostasis(rule)])
+        for homeostasis in arguments.homeostasis or homeostasis_of(rule)
     ]
     cells = ResultFile(path, names, settings, whole).fill(order, make)
     print(table(summarise(cells)))

@@ -290,9 +290,8 @@ own. They place our figures; they are no contest on equal terms. The figures are
 
 - Settings are chosen on a validation part: the last 5,000 training images, or a stratified fifth of a small training set.
 - The final network is trained on the whole training set with the chosen settings. The test part is read once, after the
-  last epoch. Five rows keep other rates than validation prefers, which was found later: `sigprop-raw-membrane` and `shallow` of
-  both convolutional tasks, and `bptt` with homeostasis on fashion-mnist-conv (see the notes).
-- SigProp without homeostasis was trained in the stress benchmark only, not for this table.
+  last epoch.
+- SigProp and BPTT are trained with and without homeostasis. SigProp without it has the settings chosen with it.
 - Figures are the mean and sample standard deviation of three seeds. A seed sets weights, order and projections, not the split.
 - All rules of a task have the same network, encoder, epochs, batch and augmentation; the column "settings" names exceptions.
 - Health is measured over the test part, before and after training, and during training over the epochs. Dead: never spikes.

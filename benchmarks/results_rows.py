@@ -11,7 +11,7 @@ from typing import Any
 import evidence
 import stress
 from common import Key, read_json
-from tasks import RULES_OF_THE_TABLE, TASKS, default_homeostasis, recipe, settings_of
+from tasks import RULES_OF_THE_TABLE, TASKS, default_homeostasis, homeostasis_of, recipe, settings_of
 
 Row = dict[str, Any]
 Found = dict[str, dict[str, Any]]  # by the file's name its content, without cells where there is no file
@@ -215,7 +215,7 @@ def missing(found: Found) -> list[list[str]]:
         }
         usual, chosen = [], []
         for rule in RULES_OF_THE_TABLE:
-            own = ["off", "on"] if rule == "bptt" else [default_homeostasis(rule)]
+            own = homeostasis_of(rule)
             usual += [(rule, homeostasis) for homeostasis in own]
             chosen += [(rule, one) for one in [chosen_homeostasis(found, task, rule)] if one not in own]
         gaps += _gaps(name, f"evidence.py --task {task}", usual, [("", 0.0)], have)
