@@ -50,6 +50,7 @@ def test_final_cells_train_on_everything_and_look_at_the_test_part_once(
     assert [(cell["rule"], cell["homeostasis"]) for cell in found["cells"]] == [
         ("bptt", "off"),
         ("bptt", "on"),
+        ("sigprop-membrane", "off"),
         ("sigprop-membrane", "on"),
     ]
     for cell in found["cells"]:
@@ -57,17 +58,18 @@ def test_final_cells_train_on_everything_and_look_at_the_test_part_once(
         assert cell["loihi"]["weight_bits"] == 8 and 0.0 <= cell["loihi"]["accuracy"] <= 1.0
         assert len(cell["dead"]) == len(cell["start"]["dead"]) == len(cell["epochs"]["dead"][0]) == 1
         assert "validation_accuracy" not in cell["epochs"]
-    assert looked_at == [len(data.test.labels)] * 3
+    assert looked_at == [len(data.test.labels)] * 4
     again = run(evidence, tmp_path / "e.json", *arguments)
-    assert again == found and len(looked_at) == 3, "nothing is made twice, and no test part is read again"
+    assert again == found and len(looked_at) == 4, "nothing is made twice, and no test part is read again"
 
 
 def test_tried_configurations_never_see_the_test_part_and_are_all_kept(evidence: Any, tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     data = sp.data.load("digits")
     assert data.validation is not None
-    run(evidence, path, "--rules", "sigprop-membrane", "--try", "learning_rate=1e-3")
-    found = run(evidence, path, "--rules", "sigprop-membrane", "--try", "learning_rate=2e-3", "--samples", "200")
+    rule = ("--rules", "sigprop-membrane", "--homeostasis", "on")
+    run(evidence, path, *rule, "--try", "learning_rate=1e-3")
+    found = run(evidence, path, *rule, "--try", "learning_rate=2e-3", "--samples", "200")
     tried = [(cell["tried"], cell["samples"]) for cell in found["cells"]]
     size = len(data.validation.labels)
     assert tried == [
