@@ -133,7 +133,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES_OF_THE_TABLE)
-    parser.add_argument("--homeostasis", nargs="+", choices=("on", "off"), help="default: both; for raw membrane and shallow the rule's own")
+    parser.add_argument(
+        "--homeostasis", nargs="+", choices=("on", "off"), help="default: both; for raw membrane and shallow the rule's own"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2; with --try 0")
     parser.add_argument("--try", nargs="*", metavar="NAME=VALUE", dest="tried", help="look at the validation part with these")
     parser.add_argument("--samples", type=int, help="with --try: train on the first so many training samples")

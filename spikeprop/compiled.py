@@ -1,4 +1,5 @@
-"""When the compiled loops of :mod:`spikeprop.kernels` can be used: float32 on a CPU, where numba is installed."""
+"""When compiled loops can be used: those of :mod:`spikeprop.kernels` for float32 on a CPU, where numba is installed; those of
+:mod:`spikeprop.gpu_kernels` for float32 on a GPU, where Triton is."""
 
 from __future__ import annotations
 
@@ -27,6 +28,24 @@ def loops() -> Any:
 def suits(*tensors: Tensor) -> bool:
     """Whether the loops can work on such tensors here."""
     return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors) and loops() is not None
+
+
+@functools.cache
+def gpu_loops() -> Any:
+    """The module, or None without Triton, which torch brings along where it is built for GPUs."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        from spikeprop import gpu_kernels
+    except (ImportError, RuntimeError) as error:
+        warnings.warn(f"triton is installed but does not work here ({error}); training on a GPU is slower", stacklevel=2)
+        return None
+    return gpu_kernels
+
+
+def suits_gpu(*tensors: Tensor) -> bool:
+    """Whether Triton's loops can work on such tensors here."""
+    return all(tensor.dtype == torch.float32 and tensor.is_cuda for tensor in tensors) and gpu_loops() is not None
 
 
 def float32(value: float) -> Any:

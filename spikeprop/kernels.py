@@ -95,6 +95,27 @@ def mark_narrow(before: Any, threshold: Any, spikes: Any) -> None:
 
 
 @exact
+def advance(
+    drive: Any,
+    neurons: Any,
+    reset: int,
+    has_current: bool,
+    current: Any,
+    membrane: Any,
+    before: Any,
+    spikes: Any,
+) -> None:
+    """k steps of a layer's neurons, without learning; the arguments are :func:`learn`'s, but ``before`` has all steps."""
+    bias, alpha, beta, threshold = neurons[0], neurons[1], neurons[2], neurons[3]
+    for row in range(membrane.shape[0]):
+        own = current[row] if has_current else current[0, :0]
+        for step in range(before.shape[0]):
+            present, now = drive[step if drive.shape[0] > 1 else 0, row], before[step, row]
+            advance_row(present, bias, alpha, beta, threshold, reset, has_current, own, membrane[row], now)
+            mark(now, threshold, spikes[step, row])
+
+
+@exact
 def count(before: Any, threshold: Any, total: Any) -> None:
     """Add the spikes of a row to ``total``."""
     for j in range(before.shape[0]):

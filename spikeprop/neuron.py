@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from spikeprop import scan
 from spikeprop.errors import InputError
 
 Reset = Literal["zero", "subtract", "none"]
@@ -280,6 +281,29 @@ class LIF(Neuron):
             arithmetic=self.arithmetic if arithmetic is None else arithmetic,
         )
         return Activity(spikes, membrane), after
+
+    def run(
+        self,
+        state: State,
+        drive: Tensor,
+        bias: float | Tensor | None = None,
+        arithmetic: Arithmetic | None = None,
+        recurrent: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Activity, State]:
+        if type(self) is LIF and arithmetic is None and recurrent is None:  # who derives from it may spike otherwise
+            found = scan.advance(
+                drive,
+                state.current,
+                state.membrane,
+                alpha=self.alpha,
+                beta=self.beta,
+                bias=self.bias if bias is None else bias,
+                threshold=self.threshold,
+                reset_mechanism=self.reset_mechanism,
+            )
+            if found is not None:
+                return Activity(*found[:2]), NeuronState(*found[2:])
+        return super().run(state, drive, bias, arithmetic, recurrent)
 
     def config(self) -> dict[str, Any]:
         numbers = {name: getattr(self, name) for name in ("beta", "threshold", "alpha", "bias")}

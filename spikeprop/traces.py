@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spikeprop import compiled
+from spikeprop import compiled, scan
 from spikeprop.network import Layer, is_constant
 from spikeprop.neuron import Neuron
 from spikeprop.synapse import Chain, Synapse, product_type
@@ -82,15 +82,10 @@ def low_pass(
     places = compiled.places(at, len(x))
     filtered = torch.empty_like(x if at is None else x[: len(at)], dtype=into or x.dtype)
     laid = [in_memory(part) for part in (x, filtered, last.unsqueeze(0))]
-    types = {x.dtype, filtered.dtype}
     alike = {_channels_last(part) for part in (x, filtered, last.unsqueeze(0))}  # shapes alone would not tell C = H = W
     whole = all(part.is_contiguous() for part in laid) and len(alike) == 1 and len(filtered) > 0
-    if types <= {torch.float32, torch.bfloat16} and compiled.suits(last) and whole:
-        present, out, state = (part.flatten(1) for part in laid)
-        numbers = torch.tensor(places, device="cpu").numpy()
-        compiled.loops().low_pass(
-            *compiled.by_width(present), numbers, compiled.float32(keep), state[0].numpy(), *compiled.by_width(out)
-        )
+    present, out, state = (part.flatten(1) for part in laid) if whole else laid
+    if whole and scan.low_pass(present, out, state, keep, places):
         return filtered, last
     for present, place in zip(x, places, strict=True):
         last = torch.add(present.to(exact), last, alpha=keep)
@@ -148,13 +143,11 @@ def scan_back(neuron: Neuron, error: Tensor, spikes: Tensor, *, gated: bool) -> 
     membrane and at the current of the first step.
     """
     responsible, bias_gradient = torch.empty_like(error), torch.zeros_like(error[0, 0])
-    if compiled.suits(error) and error.dim() == 3 and error.is_contiguous() and spikes.is_contiguous():
-        decays = [torch.zeros_like(bias_gradient) + keep for keep in (neuron.alpha, neuron.beta)]
-        first = torch.zeros_like(error[0]), torch.zeros_like(error[0])
+    if error.is_contiguous() and spikes.is_contiguous():
+        alpha, beta = (torch.zeros_like(bias_gradient) + keep for keep in (neuron.alpha, neuron.beta))
         wipes = gated and neuron.reset_mechanism == "zero"
-        numbers = [part.numpy() for part in (error, spikes, *decays)]
-        compiled.loops().scan_back(*numbers, wipes, *(part.numpy() for part in (*first, responsible, bias_gradient)))
-        return responsible, bias_gradient, first
+        if first := scan.back(error, spikes, alpha, beta, wipes, responsible, bias_gradient):
+            return responsible, bias_gradient, first
     later: tuple[Tensor, Tensor] | None = None
     for step in range(len(error) - 1, -1, -1):
         later = step_back(neuron, error[step], spikes[step], later, gated=gated)

@@ -259,18 +259,6 @@ for model, rule in (("mlp", "surrogate"), ("mlp", "windows"), ("mlp", "adam"), (
     assert len(cold.stdout.split()) == 4 and cold.stdout == warm.stdout
 
 
-@pytest.mark.parametrize("reset", ["zero", "subtract"])
-@pytest.mark.parametrize("gated", [True, False])
-def test_the_adjoint_scan_is_that_of_single_steps(reset, gated) -> None:
-    generator = torch.Generator().manual_seed(0)
-    neuron = sp.LIF(torch.rand(9, generator=generator), alpha=torch.rand(9, generator=generator) * 0.9, reset_mechanism=reset)
-    error = torch.randn(7, 5, 9, generator=generator)
-    spikes = (torch.rand(7, 5, 9, generator=generator) < 0.3).float()
-    found = traces.scan_back(neuron, error, spikes, gated=gated)
-    wide = traces.scan_back(neuron.double(), error.double(), spikes.double(), gated=gated)
-    torch.testing.assert_close(found, wide, check_dtype=False, rtol=1e-5, atol=1e-5)
-
-
 def test_a_low_pass_minds_layouts_that_have_the_same_shape() -> None:
     generator = torch.Generator().manual_seed(0)
     x, before = torch.randn(4, 3, 5, 5, 5, generator=generator), torch.randn(3, 5, 5, 5, generator=generator)
@@ -279,24 +267,12 @@ def test_a_low_pass_minds_layouts_that_have_the_same_shape() -> None:
     torch.testing.assert_close(traces.low_pass(turned, 0.9, before)[0], expected, check_dtype=False)
 
 
-@pytest.mark.parametrize("started", [True, False])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_a_low_pass_is_its_recursion_in_any_layout(started, channels_last) -> None:
+def test_sums_over_rows_and_steps_in_any_layout(channels_last) -> None:
     generator = torch.Generator().manual_seed(0)
-    x, before = torch.randn(4, 3, 5, 6, 6, generator=generator), torch.randn(3, 5, 6, 6, generator=generator)
+    x = torch.randn(4, 3, 5, 6, 6, generator=generator)
     if channels_last:
-        x, before = (part.movedim(-3, -1).contiguous().movedim(-1, -3) for part in (x, before))
-    expected, last = traces.low_pass(x.double(), 0.9, before.double() if started else None)
-    found, end = traces.low_pass(x, 0.9, before if started else None)
-    assert found.stride() == x.stride()
-    torch.testing.assert_close(found, expected, check_dtype=False)
-    torch.testing.assert_close(end, last, check_dtype=False)
-    spikes = (x > 0.5).bfloat16()
-    expected, last = traces.low_pass(spikes.double(), 0.9, before.double() if started else None)
-    found, end = traces.low_pass(spikes, 0.9, before if started else None)
-    torch.testing.assert_close(end, last, check_dtype=False)
-    torch.testing.assert_close(found, expected.bfloat16(), rtol=2**-7, atol=0.0)
-    assert float((found != expected.bfloat16()).float().mean()) < 0.01
+        x = x.movedim(-3, -1).contiguous().movedim(-1, -3)
     torch.testing.assert_close(traces.over_rows(x), x.sum(1))
     response = torch.rand(4, generator=generator)
     torch.testing.assert_close(traces.over_steps(response, x), torch.einsum("k,kbchw->bchw", response, x))

@@ -49,7 +49,8 @@ from spikeprop.surrogate import LearnOn, Membrane
 from spikeprop.team import Share
 from spikeprop.traces import Eligibility, SharedTrace, Source, eligibility
 
-CACHED = 2**18  # numbers of a layer's activity worked on at a time, so that what follows from them is still in the cache
+CACHED = 2**18  # numbers of a layer's activity worked on at a time, so that what follows from them is still in the cache;
+LAUNCHED = 2**24  # on a GPU, where it is the start of each operation that takes time
 READINGS = 5  # of the membrane by the local loss in an update window, that are always enough
 
 
@@ -366,7 +367,7 @@ def learn_locally(
     error, total = torch.empty_like(membrane), membrane.new_zeros(())
     phi_sum = membrane.new_zeros(())
     together = membrane.shape[1] if share is None else share.total  # as many pieces in every process
-    size = max(1, CACHED // (together * layer.rate.numel()))
+    size = max(1, (CACHED if membrane.device.type == "cpu" else LAUNCHED) // (together * layer.rate.numel()))
     for some, present, room in zip(membrane.split(size), labels.split(size), error.split(size), strict=True):
         phi, slope = read(learn_on, some, layer.neuron)
         phi = phi if regions is None else phi.flatten(3) @ regions
