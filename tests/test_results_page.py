@@ -120,9 +120,9 @@ def test_known_figures_give_known_cells_and_misses(scripts: Any, known: Path) ->
     ]
     assert lines_of(page, "| mnist-mlp | SigProp") == [
         "| mnist-mlp | SigProp surrogate | reached (0.9870, goal 0.986) | reached (-0.10) | reached (0.00 %) "
-        "| reached (0.100) |",
+        "| reached (0.100) | open (-) |",
         "| mnist-mlp | SigProp membrane | **missed** (0.9800, goal 0.986) | **missed** (-0.80) | **missed** (0.60 %) "
-        "| **missed** (0.150) |",
+        "| **missed** (0.150) | open (-) |",
     ]
     assert "- accuracy: 1 of 12 reached, 1 **missed**, 10 open" in page
     assert lines_of(page, "| braille | missing") == ["| braille | missing | missing | missing | - / - | 0.950 | open / open |"]
@@ -138,6 +138,18 @@ def test_configurations_are_counted_once(scripts: Any, known: Path) -> None:
     assert lines_of(page, "| mnist-mlp | 0 (0)") == ["| mnist-mlp | 0 (0) | 0 (0) | 0 (0) | 3 (5) | 0 (0) |"]
     assert len(lines_of(page, "| `bptt` | off | the task's own | 55000 | 1 | 0.9700")) == 1
     assert len(lines_of(page, "| `bptt` | off | learning_rate=0.1 | 55000 | 1 | 0.9990")) == 1
+
+
+def test_what_homeostasis_costs_needs_three_seeds_of_both(scripts: Any, tmp_path: Path) -> None:
+    on = [evidence_cell(scripts, "braille", "sigprop-surrogate", "on", seed, 0.97) for seed in (0, 1, 2)]
+    off = [evidence_cell(scripts, "braille", "sigprop-surrogate", "off", seed, 0.9714 - 0.0002 * seed) for seed in (0, 1, 2)]
+    for accuracies, told in ((off, "**missed** (-0.12)"), (off[1:], "open (-0.11)"), ([], "open (-)")):
+        write(tmp_path, "evidence-braille", on + accuracies)
+        (line,) = lines_of(scripts.results_page.page(tmp_path), "| braille | SigProp surrogate")
+        assert line.endswith(f"| {told} |")
+    write(tmp_path, "evidence-braille", on + [cell | {"accuracy": {"readout": 0.9709}} for cell in off])
+    (line,) = lines_of(scripts.results_page.page(tmp_path), "| braille | SigProp surrogate")
+    assert line.endswith("| reached (-0.09) |")
 
 
 def test_few_seeds_judge_nothing_and_other_settings_are_told(scripts: Any, tmp_path: Path) -> None:
