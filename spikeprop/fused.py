@@ -19,6 +19,7 @@ from spikeprop.network import Layer, is_constant
 from spikeprop.neuron import LIF, NeuronState, State
 from spikeprop.surrogate import ATan, LearnOn, Membrane
 from spikeprop.synapse import product_type
+from spikeprop.traces import Factored
 
 FLOATS: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are
 
@@ -31,7 +32,7 @@ class Local(NamedTuple):
 
     state: State
     spikes: Tensor
-    error: Tensor  # dL/dU
+    error: Tensor | Factored  # dL/dU
     loss: Tensor  # summed over the steps
     phi: Tensor  # what the loss read, summed over the steps and the input rows [m]
     activity: Tensor  # spikes summed over the steps and the input rows [*features]
@@ -63,6 +64,12 @@ def fits(layer: Layer, learn_on: LearnOn, loss: LocalLoss) -> bool:
     )
 
 
+def factors(layer: Layer, learn_on: LearnOn, loss: LocalLoss, batch: int, contexts: int) -> bool:
+    """Whether the error at the input rows has a low rank, that of the contexts, so that gradients come from a few rows."""
+    linear = isinstance(learn_on, Membrane) and learn_on.clip is None and len(layer.output_shape) == 1
+    return linear and isinstance(loss, SimilarityCrossEntropy) and loss.similarity == "dot" and contexts < batch
+
+
 def learn(
     layer: Layer,
     learn_on: LearnOn,
@@ -78,6 +85,7 @@ def learn(
     *,
     count: bool,
     rounded: bool,
+    factored: bool = False,
 ) -> Local:
     """k steps of a layer for which :func:`fits` holds.
 
@@ -91,6 +99,7 @@ def learn(
         labels: ``[k, B]``.
         count: whether each row's spikes are counted.
         rounded: whether the error only goes into products; it then comes in their type (:func:`product_type`).
+        factored: whether the error comes as a :class:`~spikeprop.traces.Factored` one; where :func:`factors` says so.
     """
     assert isinstance(loss, SimilarityCrossEntropy)
     steps, batch = labels.shape
@@ -107,7 +116,13 @@ def learn(
     shape = torch.Size([present.shape[1] + len(given), *present.shape[2:]])
     before = torch.empty(shape, **FLOATS)
     spikes, narrow_spikes = _room(narrow, steps, shape, 0)
-    error, narrow_error = _room(narrow and rounded, len(at), shape, 1)
+    own = torch.Size([shape[0] - batch, *shape[1:]]) if factored else shape
+    error, narrow_error = _room(narrow and rounded and not factored, len(at), own, 1)
+    ranks = (len(at), batch, own[0]) if factored else (1, 0, shape[0] - batch)
+    weights, responses = (
+        torch.empty(ranks, **FLOATS),
+        torch.empty(ranks[0], ranks[1] and ranks[2], layer.rate.numel(), **FLOATS),
+    )
 
     channels = layer.output_shape[0]
     places, shares = torch.zeros(0, 0, dtype=torch.int64, device="cpu"), torch.zeros(0, 0, **FLOATS)
@@ -136,13 +151,15 @@ def learn(
         before.flatten(1).numpy(),
         *(part.flatten(2).numpy() for part in (spikes, error)),
         *(part.flatten(2).view(torch.uint16).numpy() for part in (narrow_spikes, narrow_error)),
-        *(part.numpy() for part in (phi, activity, counts, error_sum)),
+        *(part.numpy() for part in (phi, activity, counts, error_sum, weights, responses)),
     )
     current = _seen_channels_first(moving[0], 1) if has_current else state.current
     return Local(
         NeuronState(current, _seen_channels_first(moving[1], 1)),
         _seen_channels_first(narrow_spikes if narrow else spikes, 2),
-        _seen_channels_first(narrow_error if narrow and rounded else error, 2),
+        Factored(weights, responses, error)
+        if factored
+        else _seen_channels_first(narrow_error if len(narrow_error) else error, 2),
         layer.bias.new_tensor(total),
         phi.view(-1, channels).T.reshape(-1),
         _seen_channels_first(activity.view(*layer.output_shape[1:], channels), 0),

@@ -26,6 +26,9 @@ _ATAN = (  # of atan(z) / z on [0, 1], in powers of z^2, fitted at Chebyshev nod
 )
 _A0, _A1, _A2, _A3, _A4, _A5, _A6, _A7, _A8 = (np.float32(value) for value in _ATAN)
 _HALF_PI, _ONE, _ZERO = np.float32(np.pi / 2), np.float32(1.0), np.float32(0.0)
+_TINY = np.float32(
+    2.0**-96
+)  # of a derivative of the loss: less counts as nothing, as it would make subnormal products, which are slow
 _NARROW_ONE, _NARROW_ZERO = np.uint16(0x3F80), np.uint16(0)  # in bfloat16
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
@@ -275,10 +278,23 @@ def _spread(pooled: Any, places: Any, shares: Any, channels: int, error: Any) ->
 
 
 @free
-def compare(h: Any, t: Any, labels: Any, mean: Any, temperature: Any, cosine: bool, smallest: Any, total: Any) -> Any:
+def compare(
+    h: Any,
+    t: Any,
+    labels: Any,
+    mean: Any,
+    temperature: Any,
+    cosine: bool,
+    smallest: Any,
+    total: Any,
+    factors: Any,
+    responses: Any,
+) -> Any:
     """The local loss of one step, with the settings of :func:`learn`; ``h [B, m]`` and ``t [K, m]`` become its derivatives.
 
-    ``mean [m]`` centres h where it is given (else it has no entries); ``total [m]`` gets the sum of h over the rows.
+    ``mean [m]`` centres h where it is given (else it has no entries); ``total [m]`` gets the sum of h over the rows. Where
+    ``factors [B, K]`` and ``responses [K, m]`` have entries their product is the derivative by h, and h stays as it is; not
+    for the cosine.
     """
     batch, contexts, size = h.shape[0], t.shape[0], h.shape[1]
     own = mean.shape[0] == 0
@@ -321,6 +337,7 @@ def compare(h: Any, t: Any, labels: Any, mean: Any, temperature: Any, cosine: bo
         for k in range(contexts):
             wanted = _ONE if k == labels[b] else _ZERO
             d = (delta[b, k] / normaliser - wanted) * share
+            d = d if abs(d) > _TINY else _ZERO
             along_h[b] += d * similarity[k]
             along_t[k] += d * similarity[k]
             delta[b, k] = d * (h_scale[b] * t_scale[k])
@@ -335,15 +352,22 @@ def compare(h: Any, t: Any, labels: Any, mean: Any, temperature: Any, cosine: bo
             _add_combination(dt[k], delta[some, k], h[some])
         if own:
             _add_combination(centre, along_h[some], h[some])
-    if own:  # the mean over rows of dh, which centring takes off
-        _scale(centre, -_ONE)
-        _add_combination(centre, weights, t)
-        _scale(centre, np.float32(1.0 / batch))
-    for b in range(batch):
-        row = h[b]
-        for j in range(size):
-            row[j] = -along_h[b] * row[j] - centre[j]
-        _add_combination(row, delta[b], t)
+    if factors.shape[0] > 0:
+        for b in range(batch):
+            for k in range(contexts):
+                factors[b, k] = delta[b, k] - (weights[k] / np.float32(batch) if own else _ZERO)
+        for k in range(contexts):
+            responses[k] = t[k]
+    else:
+        if own:  # the mean over rows of dh, which centring takes off
+            _scale(centre, -_ONE)
+            _add_combination(centre, weights, t)
+            _scale(centre, np.float32(1.0 / batch))
+        for b in range(batch):
+            row = h[b]
+            for j in range(size):
+                row[j] = -along_h[b] * row[j] - centre[j]
+            _add_combination(row, delta[b], t)
     centre[:] = 0.0
     for k in range(contexts):
         if cosine:
@@ -382,6 +406,8 @@ def learn(
     activity: Any,
     counts: Any,
     error_sum: Any,
+    factors: Any,
+    responses: Any,
 ) -> float:
     """k steps of a layer and its local loss; returns the loss summed over the steps that it reads.
 
@@ -408,6 +434,9 @@ def learn(
         phi_sum ``[m]``, activity ``[n]``, counts ``[B, n]``: of the input rows, summed over steps (phi: those read), the first
             two over rows as well; added to. Counts without entries are not taken.
         error_sum: ``[k, n]``: the error summed over rows, of the steps read; added to.
+        factors, responses: ``[k, B, C]`` and ``[k, C, n]``, of the steps read, written: the error of the input rows is their
+            product, and ``error`` has the contexts' rows alone. For the reading RAW without regions or the cosine; otherwise
+            ``[1, 0, C]`` and ``[1, 0, n]``.
     """
     steps, batch = labels.shape
     rows, size = before.shape
@@ -420,7 +449,7 @@ def learn(
     wide, phi = np.empty(size, np.float32), np.empty(size, np.float32)
     read = np.empty((rows, phi_sum.shape[0]), np.float32)
     bias, alpha, beta, threshold = neurons[0], neurons[1], neurons[2], neurons[3]
-    total, begin = 0.0, 0
+    total, begin, factored = 0.0, 0, factors.shape[1] > 0
     while begin < steps:
         end = begin + 1  # after the next step that is read
         while end < steps and places[end - 1] < 0:
@@ -458,10 +487,18 @@ def learn(
         begin = end
         if place < 0:
             continue
-        total += compare(read[:batch], read[batch:], labels[end - 1], mean, temperature, cosine, smallest, phi_sum)
+        own_factors, own_responses = factors[place if factored else 0], responses[place if factored else 0]
+        own_loss = temperature, cosine, smallest
+        total += compare(read[:batch], read[batch:], labels[end - 1], mean, *own_loss, phi_sum, own_factors, own_responses)
+        for k in range(own_responses.shape[0]):
+            share = _ZERO
+            for b in range(batch):
+                own_factors[b, k] /= unit
+                share += own_factors[b, k]
+            _add_scaled(error_sum[place], share, own_responses[k])
         is_rounded = narrow_error.shape[0] > 0
-        for row in range(rows):
-            wrong = error[0 if is_rounded else place, 0 if is_rounded else row]
+        for row in range(batch if factored else 0, rows):
+            wrong = error[0 if is_rounded else place, 0 if is_rounded else row - batch if factored else row]
             if pools:
                 _spread(read[row], regions, shares, channels, wrong)
             else:

@@ -18,6 +18,7 @@ activity. Three forms:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,40 @@ class Source(NamedTuple):
     rows: slice
 
 
+@dataclass(frozen=True)
+class Factored:
+    """The error of m steps of a dense layer: at the input rows the product of ``weights`` and ``responses``, of low rank."""
+
+    weights: Tensor  # [m, B, C]
+    responses: Tensor  # [m, C, n]
+    contexts: Tensor  # [m, C, n]: the error at the context rows
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def at(self, rows: slice) -> Tensor | Factored:
+        """The error at the contexts' rows, or at rows that begin with the inputs'."""
+        return self.contexts if rows.start else self
+
+    def times(self, factor: Tensor) -> Factored:
+        """Every step times a number of its own, ``[m]``."""
+        factor = factor.view(-1, 1, 1)
+        return Factored(self.weights * factor, self.responses, self.contexts * factor)
+
+    def facing(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """The two factors of a weight gradient, responsibility ``[.., n]`` and input ``[.., *input_shape]``: m C rows, not m B.
+
+        A gradient is linear in either factor, so that the rows can be summed on the side of the input. ``seen [m, rows,
+        *input_shape]`` is what the input rows see, or they and the contexts.
+        """
+        input_shape, seen = seen.shape[2:], seen.flatten(2)
+        batch = self.weights.shape[1]
+        own, met = [self.responses], [self.weights.to(seen).mT @ seen[:, :batch]]
+        if seen.shape[1] > batch:
+            own, met = [*own, self.contexts], [*met, seen[:, batch:]]
+        return torch.cat(own, 1).flatten(0, 1), torch.cat(met, 1).flatten(0, 1).unflatten(1, input_shape)
+
+
 class Eligibility:
     """Collects, over an update window, what a layer's errors ask of its synapses and of its bias.
 
@@ -51,7 +86,7 @@ class Eligibility:
     def observe(
         self,
         inputs: list[Tensor],
-        error: Tensor,
+        error: Tensor | Factored,
         spikes: Tensor,
         error_sum: Tensor | None = None,
         at: list[int] | None = None,
@@ -205,7 +240,7 @@ class SharedTrace(Eligibility):
     def observe(
         self,
         inputs: list[Tensor],
-        error: Tensor,
+        error: Tensor | Factored,
         spikes: Tensor,
         error_sum: Tensor | None = None,
         at: list[int] | None = None,
@@ -213,18 +248,24 @@ class SharedTrace(Eligibility):
         response, followed = self.follow(inputs, len(spikes), at)
         if len(error) == 0:
             return
-        error_sum = over_rows(error) if error_sum is None else error_sum
+        if error_sum is None:
+            assert isinstance(error, Tensor)
+            error_sum = over_rows(error)
         self.bias_gradient = self.bias_gradient + torch.tensordot(response.to(error_sum), error_sum, 1)
-        response = response.to(error)
         for index, (source, x, traces) in enumerate(zip(self.sources, inputs, followed, strict=True)):
             if source.synapse.weight is None:
                 continue
-            if traces is None:  # one product serves all steps, and all rows that see the same
-                own, seen = over_steps(response, error[:, source.rows]), x[0]
+            wrong = error.at(source.rows) if isinstance(error, Factored) else error[:, source.rows]
+            if isinstance(wrong, Factored):
+                if traces is None:
+                    wrong, traces = wrong.times(response.to(wrong.weights)), x[: len(wrong)]
+                own, seen = wrong.facing(traces)
+            elif traces is None:  # one product serves all steps, and all rows that see the same
+                own, seen = over_steps(response.to(wrong), wrong), x[0]
                 if is_constant(seen):
                     own, seen = own.sum(0, keepdim=True), seen[:1]
             else:
-                own, seen = error[:, source.rows].flatten(0, 1), traces.flatten(0, 1)
+                own, seen = wrong.flatten(0, 1), traces.flatten(0, 1)
             self.gradients[index] = source.synapse.weight_gradient(own, seen, self.gradients[index])
 
     def collect(self) -> tuple[list[Tensor], Tensor]:
@@ -258,11 +299,12 @@ class WindowTrace(Eligibility):
     def observe(
         self,
         inputs: list[Tensor],
-        error: Tensor,
+        error: Tensor | Factored,
         spikes: Tensor,
         error_sum: Tensor | None = None,
         at: list[int] | None = None,
     ) -> None:
+        assert isinstance(error, Tensor)
         if at is not None:
             whole = error.new_zeros(len(spikes), *error.shape[1:])
             whole[at] = error

@@ -249,7 +249,9 @@ class SigProp(Rule):
             settings = (layer, self.learn_on, self.loss, stream.regions[index], before, drive, contexts, bias)
             if compiled:
                 last, rounded = index == len(network.layers) - 1, stream.eligibilities[index].rounds
-                found = fused.learn(*settings, labels, mean, at, count=last, rounded=rounded)
+                ranks = batch, len(before.membrane) - batch
+                factored = rounded and fused.factors(layer, self.learn_on, self.loss, *ranks)
+                found = fused.learn(*settings, labels, mean, at, count=last, rounded=rounded, factored=factored)
             else:
                 found = learn_locally(*settings, labels, mean, at, state.share)
             stream.neurons[index], spikes = found.state, found.spikes
