@@ -29,6 +29,7 @@ GOALS = {
 }
 BEHIND = 0.003  # accuracy that a SigProp option may lie below our own BPTT
 COST = 0.001  # accuracy that homeostasis may take
+ROUNDING = 1e-9  # of differences between such figures
 DEAD, RATE = 0.005, 0.15  # the most of any layer
 STRESSED, REVIVAL, LOST = 0.8, 0.95, 0.005  # at this level: the least revived, the most accuracy lost to the healthy start
 GOAL_NAMES = (
@@ -146,10 +147,10 @@ def goals_of(found: Found, task: str, rule: str) -> list[tuple[str, str]]:
     gained, compared = behind(on, off), min(([] if one is None else one["seeds"] for one in (on, off)), key=len)
     return [
         (f"{mean:.4f}, goal {GOALS[task]:.3f}", verdict(seeds, mean >= GOALS[task])),
-        (points(difference), verdict(fewest, None if difference is None else difference >= -BEHIND)),
+        (points(difference), verdict(fewest, None if difference is None else difference >= -BEHIND - ROUNDING)),
         (f"{100 * row['worst']['dead']:.2f} %", verdict(seeds, row["worst"]["dead"] <= DEAD)),
         (f"{row['worst']['rate']:.3f}", verdict(seeds, row["worst"]["rate"] <= RATE)),
-        (points(gained), verdict(compared, None if gained is None else gained >= -COST)),
+        (points(gained), verdict(compared, None if gained is None else gained >= -COST - ROUNDING)),
     ]
 
 

@@ -27,7 +27,15 @@ def loops() -> Any:
 
 def suits(*tensors: Tensor) -> bool:
     """Whether the loops can work on such tensors here."""
-    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors) and loops() is not None
+    fit = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    return fit and not watched() and loops() is not None
+
+
+def watched() -> bool:
+    """Whether torch records, transforms or compiles what it computes; it would not see what loops outside it do."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active():
+        return True
+    return torch.autograd.forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0
 
 
 @functools.cache
@@ -37,7 +45,10 @@ def gpu_loops() -> Any:
         return None
     try:
         from spikeprop import gpu_kernels
-    except (ImportError, RuntimeError) as error:
+
+        if torch.cuda.is_available():
+            gpu_kernels.try_out()
+    except Exception as error:  # no C compiler, no library of the driver, a GPU too old: whatever Triton makes of it
         warnings.warn(f"triton is installed but does not work here ({error}); training on a GPU is slower", stacklevel=2)
         return None
     return gpu_kernels
@@ -45,7 +56,8 @@ def gpu_loops() -> Any:
 
 def suits_gpu(*tensors: Tensor) -> bool:
     """Whether Triton's loops can work on such tensors here."""
-    return all(tensor.dtype == torch.float32 and tensor.is_cuda for tensor in tensors) and gpu_loops() is not None
+    fit = all(tensor.dtype == torch.float32 and tensor.is_cuda for tensor in tensors)
+    return fit and not watched() and gpu_loops() is not None
 
 
 def float32(value: float) -> Any:

@@ -1,8 +1,8 @@
-"""Compiled loops along time for GPUs (Triton), one thread of the GPU per neuron and row.
+"""Compiled loops along time for GPUs (Triton), every neuron of every row for itself.
 
 They compute what :mod:`spikeprop.kernels` and the plain path compute, in float32. Imported only where Triton is installed, by
-:mod:`spikeprop.compiled`. With ``TRITON_INTERPRET=1`` in the environment when this is imported they run on a CPU, slowly: so
-they are tested where there is no GPU.
+:mod:`spikeprop.compiled`. With ``TRITON_INTERPRET=1`` in the environment when this is imported they run on a CPU, slowly.
+Triton reads a parameter's annotation as code, and knows no name but its own there.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
@@ -20,6 +21,12 @@ ZERO, SUBTRACT = tl.constexpr(0), tl.constexpr(1)  # as in spikeprop.scan.RESETS
 AS_WRITTEN: dict[str, Any] = {"BLOCK": BLOCK, "enable_fp_fusion": False}
 
 
+def try_out() -> None:
+    """One launch on torch's current GPU; raises whatever keeps Triton from working there."""
+    x, places = torch.ones(1, 1, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    low_pass[grid(1)](x, places, 0.5, torch.zeros_like(x), torch.zeros_like(x), 1, 1, **AS_WRITTEN)
+
+
 def grid(size: int) -> tuple[int]:
     """How many blocks cover so many numbers."""
     return (triton.cdiv(size, BLOCK),)
@@ -27,16 +34,16 @@ def grid(size: int) -> tuple[int]:
 
 @jit
 def advance(
-    drive: Any,
-    neurons: Any,
-    current: Any,
-    membrane: Any,
-    before: Any,
-    spikes: Any,
-    steps: Any,
-    stride: Any,
-    size: Any,
-    features: Any,
+    drive: tl.tensor,
+    neurons: tl.tensor,
+    current: tl.tensor,
+    membrane: tl.tensor,
+    before: tl.tensor,
+    spikes: tl.tensor,
+    steps: tl.tensor,
+    stride: tl.tensor,
+    size: tl.tensor,
+    features: tl.tensor,
     RESET: tl.constexpr,
     HAS_CURRENT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -77,7 +84,16 @@ def advance(
 
 
 @jit
-def low_pass(x: Any, places: Any, keep: Any, last: Any, filtered: Any, steps: Any, size: Any, BLOCK: tl.constexpr) -> None:
+def low_pass(
+    x: tl.tensor,
+    places: tl.tensor,
+    keep: tl.tensor,
+    last: tl.tensor,
+    filtered: tl.tensor,
+    steps: tl.tensor,
+    size: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
     """As :func:`spikeprop.kernels.low_pass`."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
@@ -93,18 +109,18 @@ def low_pass(x: Any, places: Any, keep: Any, last: Any, filtered: Any, steps: An
 
 @jit
 def scan_back(
-    error: Any,
-    spikes: Any,
-    alpha: Any,
-    beta: Any,
-    at_membrane: Any,
-    at_current: Any,
-    responsible: Any,
-    total: Any,
-    steps: Any,
-    last: Any,
-    size: Any,
-    features: Any,
+    error: tl.tensor,
+    spikes: tl.tensor,
+    alpha: tl.tensor,
+    beta: tl.tensor,
+    at_membrane: tl.tensor,
+    at_current: tl.tensor,
+    responsible: tl.tensor,
+    total: tl.tensor,
+    steps: tl.tensor,
+    last: tl.tensor,
+    size: tl.tensor,
+    features: tl.tensor,
     GATED: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:

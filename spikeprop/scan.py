@@ -1,8 +1,8 @@
 """A stretch of LIF neurons in one pass over memory: compiled by numba on a CPU, by Triton on a GPU.
 
 Chosen by what is computed, never by the user. :meth:`spikeprop.neuron.Neuron.run`, step by step, is the definition: spikes,
-membranes and states are the same bit for bit, and where neither compiler suits, it is what runs. A pass goes along time, apart
-for every neuron, so that no number of threads and no size of a block changes what it finds.
+membranes and states are the same bit for bit (where they are finite), and where neither compiler suits, it is what runs. A pass
+goes along time, apart for every neuron, so that no number of threads and no size of a block changes what it finds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeprop import compiled
 
@@ -44,13 +44,17 @@ def advance(
     Returns:
         Spikes and membranes before the reset, in the drive's shape, then current and membrane after the last step.
     """
-    features = drive.shape[1:] if drive.dim() < 3 else drive.shape[2:]
     given = [part for part in (alpha, beta, bias, threshold) if isinstance(part, Tensor)]
     tensors = [drive, current, membrane, *given]
-    gpu = compiled.suits_gpu(*tensors)
-    if not (gpu or compiled.suits(*tensors)) or any(part.requires_grad for part in tensors) or 0 in drive.shape:
+    if any(type(part) not in (Tensor, nn.Parameter) or part.requires_grad or part.is_neg() for part in tensors):
         return None
-    if any(part.dim() > len(features) for part in given) or not current.shape == membrane.shape == drive.shape[1:]:
+    gpu = compiled.suits_gpu(*tensors)
+    if not (gpu or (len(drive) > 1 and compiled.suits(*tensors))) or 0 in drive.shape:  # one step alone is sooner done by torch
+        return None
+    features = drive.shape[1:] if drive.dim() < 3 else drive.shape[2:]
+    if any(torch.broadcast_shapes(part.shape, features) != features for part in given):
+        return None
+    if not current.shape == membrane.shape == drive.shape[1:]:
         return None
     size, rows = features.numel(), drive[0].numel() // features.numel()
     has_current = not (isinstance(alpha, float) and alpha == 0.0)
@@ -88,7 +92,7 @@ def share_out(work: Callable[[slice], None], rows: int, numbers: int) -> None:
     if parts == 1:
         work(slices[0])
     else:
-        list(_threads(parts, os.getpid()).map(work, slices))
+        list(_threads(torch.get_num_threads(), os.getpid()).map(work, slices))
 
 
 @functools.lru_cache(maxsize=1)

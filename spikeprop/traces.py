@@ -82,6 +82,7 @@ class Eligibility:
 
     def __init__(self, layer: Layer, sources: list[Source]) -> None:
         self.layer, self.sources = layer, sources
+        self.synapses = list(dict.fromkeys(source.synapse for source in sources))
 
     def observe(
         self,
@@ -98,8 +99,19 @@ class Eligibility:
         """
         raise NotImplementedError
 
+    def _by_synapse(self, gradients: dict[Synapse, Tensor]) -> list[Tensor]:
+        """Zero where a synapse has no gradient, or no weight."""
+        found = []
+        for synapse in self.synapses:
+            like = self.layer.bias.new_zeros(()) if synapse.weight is None else synapse.weight
+            found.append(gradients[synapse] if synapse in gradients else torch.zeros_like(like))
+        return found
+
     def collect(self) -> tuple[list[Tensor], Tensor]:
-        """The gradient of each source's weight, and of the membrane's bias summed over rows, since the last call."""
+        """The gradient of each synapse's weight, in the order of the sources, and of the membrane's bias summed over rows.
+
+        Since the last call; sources that share a synapse share its gradient.
+        """
         raise NotImplementedError
 
 
@@ -206,7 +218,7 @@ class SharedTrace(Eligibility):
 
     def _clear(self) -> None:
         nothing = torch.zeros((), dtype=self.layer.bias.dtype, device=self.layer.bias.device)
-        self.gradients: list[Tensor | None] = [None] * len(self.sources)
+        self.gradients: dict[Synapse, Tensor] = {}
         self.bias_gradient = nothing
 
     def follow(self, inputs: list[Tensor], steps: int, at: list[int] | None = None) -> tuple[Tensor, list[Tensor | None]]:
@@ -252,7 +264,7 @@ class SharedTrace(Eligibility):
             assert isinstance(error, Tensor)
             error_sum = over_rows(error)
         self.bias_gradient = self.bias_gradient + torch.tensordot(response.to(error_sum), error_sum, 1)
-        for index, (source, x, traces) in enumerate(zip(self.sources, inputs, followed, strict=True)):
+        for source, x, traces in zip(self.sources, inputs, followed, strict=True):
             if source.synapse.weight is None:
                 continue
             wrong = error.at(source.rows) if isinstance(error, Factored) else error[:, source.rows]
@@ -266,17 +278,13 @@ class SharedTrace(Eligibility):
                     own, seen = own.sum(0, keepdim=True), seen[:1]
             else:
                 own, seen = wrong.flatten(0, 1), traces.flatten(0, 1)
-            self.gradients[index] = source.synapse.weight_gradient(own, seen, self.gradients[index])
+            onto = self.gradients.get(source.synapse)
+            self.gradients[source.synapse] = source.synapse.weight_gradient(own, seen, onto)
 
     def collect(self) -> tuple[list[Tensor], Tensor]:
         gradients, bias_gradient = self.gradients, self.bias_gradient
         self._clear()
-        return [
-            torch.zeros_like(self.bias_gradient if source.synapse.weight is None else source.synapse.weight)
-            if gradient is None
-            else gradient
-            for source, gradient in zip(self.sources, gradients, strict=True)
-        ], bias_gradient
+        return self._by_synapse(gradients), bias_gradient
 
 
 class WindowTrace(Eligibility):
@@ -320,36 +328,31 @@ class WindowTrace(Eligibility):
         spikes = torch.cat([entry[2] for entry in self.window]).to(error.dtype)
         self.window = []
         responsible, bias_gradient, later = scan_back(self.layer.neuron, error, spikes, gated=self.gated)
-        gradients = []
+        gradients: dict[Synapse, Tensor] = {}
         for source, x in zip(self.sources, inputs, strict=True):
-            own = responsible[:, source.rows]
-            if source.synapse.weight is None:
-                gradients.append(bias_gradient.new_zeros(()))
-            elif is_constant(x):
-                gradients.append(source.synapse.weight_gradient(own.sum(0), x[0]))
-            else:
-                gradients.append(source.synapse.weight_gradient(own.flatten(0, 1), x.flatten(0, 1)))
+            if source.synapse.weight is not None:
+                own, seen = responsible[:, source.rows], x
+                own, seen = (own.sum(0), seen[0]) if is_constant(x) else (own.flatten(0, 1), seen.flatten(0, 1))
+                gradients[source.synapse] = source.synapse.weight_gradient(own, seen, gradients.get(source.synapse))
         if self.before is not None:
             if self.last_spikes is not None:
-                gradients, bias_gradient = self._add_what_came_before(gradients, bias_gradient, *later)
+                bias_gradient = bias_gradient + self._add_what_came_before(gradients, *later)
             self.before.follow(inputs, len(error))
             self.last_spikes = spikes[-1].clone()
-        return gradients, bias_gradient
+        return self._by_synapse(gradients), bias_gradient
 
-    def _add_what_came_before(
-        self, gradients: list[Tensor], bias_gradient: Tensor, at_membrane: Tensor, at_current: Tensor
-    ) -> tuple[list[Tensor], Tensor]:
-        """The first step's responsibility for the membrane and current that the window began with."""
+    def _add_what_came_before(self, gradients: dict[Synapse, Tensor], at_membrane: Tensor, at_current: Tensor) -> Tensor:
+        """The first step's responsibility for the membrane and current that the window began with; returns the bias's."""
         assert self.before is not None
         assert self.last_spikes is not None
         at_membrane = kept(self.layer.neuron, self.last_spikes, gated=self.gated) * at_membrane
         at_current = self.layer.neuron.alpha * at_current
-        for index, (source, traces) in enumerate(zip(self.sources, self.before.traces, strict=True)):
+        for source, traces in zip(self.sources, self.before.traces, strict=True):
             if source.synapse.weight is not None and traces is not None:
                 for responsible, trace in zip((at_current, at_membrane), traces, strict=True):
                     if trace is not None:
-                        gradients[index] = gradients[index] + source.synapse.weight_gradient(responsible[source.rows], trace)
-        return gradients, bias_gradient + at_membrane.sum(0) * self.before.bias_trace
+                        source.synapse.weight_gradient(responsible[source.rows], trace, gradients[source.synapse])
+        return at_membrane.sum(0) * self.before.bias_trace
 
 
 class SynapseTrace:

@@ -309,8 +309,7 @@ class SigProp(Rule):
         for index in range(len(network.layers)):
             collected, at_bias = stream.eligibilities[index].collect()
             if index == 0 and not state.entered:
-                at_mean, at_target = collected.pop(1), collected.pop(1)
-                collected[0] = collected[0].add_(at_mean)
+                at_target = collected.pop(1)
                 target = [at_target / stream.readings[0]] if network.attach_target().learned else []
             gradients += [part.div_(stream.readings[index]) for part in layer_gradients(network, index, collected, at_bias)]
         gradients += [*readout, *target]
