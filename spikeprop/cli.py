@@ -156,7 +156,8 @@ def compare_rules(args: argparse.Namespace) -> Outcome:
 def evaluate_run(args: argparse.Namespace) -> Outcome:
     """Accuracy of a run by each prediction option."""
     run = runs.load_run(args.run)
-    found = evaluate(run.network, _split(run.data(args.data_root), args.split), **run.settings())
+    split = _split(run.data(args.data_root), args.split)
+    found = evaluate(run.network, split, **run.settings(), chunk=run.config["chunk"])
     return Outcome(f"{args.split} {found}", {"run": str(args.run), "split": args.split, **found.to_dict()})
 
 

@@ -68,6 +68,16 @@ def run(finished, tmp_path):
 # --- What the commands print -------------------------------------------------------------------------------------------------
 
 
+def test_a_run_trained_in_stretches_is_evaluated_in_them(tmp_path, capsys, monkeypatch):
+    longest, advance = [], sp.Network.advance
+    monkeypatch.setattr(sp.Network, "advance", lambda self, state, x: longest.append(len(x)) or advance(self, state, x))
+    out = tmp_path / "run"
+    result = call(capsys, "train", *TINY, "--encoder", "poisson", "--chunk", 3, "--epochs", 1, "--out", out)[1]
+    longest.clear()
+    found = call(capsys, "evaluate", out)[1]
+    assert found["accuracy"] == result["accuracy"] and max(longest) == 3
+
+
 @pytest.mark.parametrize("rule", ["sigprop-surrogate", "sigprop-membrane", "sigprop-raw-membrane"])
 def test_train_prints_its_contract_and_leaves_a_run(rule, tmp_path, capsys):
     out = tmp_path / "run"
