@@ -110,6 +110,7 @@ def learn(
     has_current = bool((numbers[1] > 0.0).any())
     with torch.inference_mode(False):  # the state outlives the learning: it must be ordinary tensors
         moving = [_copy(part) if moves else part[:0] for part, moves in zip(state, (has_current, True), strict=True)]
+        nothing = torch.zeros((), **FLOATS).expand(state.current.shape)  # of a synapse without memory: no number per neuron
     present = _put_channels_last(drive[:1] if constant else drive, 2)
     given = torch.zeros(0, layer.rate.numel(), **FLOATS) if contexts is None else _put_channels_last(contexts, 1).flatten(1)
     narrow = product_type(layer.bias) == torch.bfloat16
@@ -153,7 +154,7 @@ def learn(
         *(part.flatten(2).view(torch.uint16).numpy() for part in (narrow_spikes, narrow_error)),
         *(part.numpy() for part in (phi, activity, counts, error_sum, weights, responses)),
     )
-    current = _seen_channels_first(moving[0], 1) if has_current else state.current
+    current = _seen_channels_first(moving[0], 1) if has_current else nothing
     return Local(
         NeuronState(current, _seen_channels_first(moving[1], 1)),
         _seen_channels_first(narrow_spikes if narrow else spikes, 2),
