@@ -115,7 +115,9 @@ class Dense(Synapse):
 
     def weight_gradient(self, error: Tensor, x: Tensor, onto: Tensor | None = None) -> Tensor:
         if len(error) != 1:
-            return super().weight_gradient(error, x, onto)
+            if onto is None or product_type(self.weight) != self.weight.dtype:
+                return super().weight_gradient(error, x, onto)
+            return onto.addmm_(error.T, x)  # without room for the product
         one, two = (row[0].to(self.weight.dtype) for row in (error, x))  # a smaller type would speed nothing up
         return torch.outer(one, two) if onto is None else onto.addr_(one, two)
 

@@ -118,14 +118,14 @@ class Eligibility:
 def low_pass(
     x: Tensor, keep: float, before: Tensor | None, into: torch.dtype | None = None, at: list[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """y[t] = keep y[t-1] + x[t] along the first axis, from y[-1] = before (None: from rest).
+    """y[t] = keep y[t-1] + x[t] along the first axis, from y[-1] = before (None: from rest), which is given away.
 
     Returns y, at the steps ``at`` (None: at all), in the type ``into`` (by default that of x); and its last step, exactly.
     """
     exact = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
     if keep == 0.0:
         return x if at is None else x[at], x[-1].to(exact, copy=True)
-    last = torch.zeros_like(x[0], dtype=exact) if before is None else before.clone()
+    last = torch.zeros_like(x[0], dtype=exact) if before is None else before
     places = compiled.places(at, len(x))
     filtered = torch.empty_like(x if at is None else x[: len(at)], dtype=into or x.dtype)
     laid = [in_memory(part) for part in (x, filtered, last.unsqueeze(0))]

@@ -122,16 +122,17 @@ def test_it_computes_what_the_plain_path_computes(
         torch.testing.assert_close(fast.phi, plain.phi, rtol=1e-5, atol=1e-3)
         assert math.isclose(fast.loss, plain.loss, rel_tol=1e-4, abs_tol=1e-2 if size == 1 else 1e-3)
         scale = float(plain.error.norm())
-        # A single row may lie so close to its running mean that the difference is half rounding.
+        # A single row may lie so close to its running mean that the difference is rounding, half of it or all.
+        least = 2e-4 if size == 1 else 1e-5
         low_rank = isinstance(fast.error, traces.Factored)
         suits = similarity == "dot" and learn_on == sp.Membrane(clip=None) and size > CLASSES
         assert low_rank == (suits and plain.error.dim() == 3 and kind != "heterogeneous")
         error, wanted = whole(fast.error), plain.error
         rounding = 2e-2 if size == 1 else 1e-3 if error.dtype == torch.float32 else 2**-8
         error = error.float()
-        assert float((error - wanted).norm()) <= rounding * scale + 1e-5
+        assert float((error - wanted).norm()) <= rounding * scale + least
         assert fast.error_sum is not None
-        assert float((fast.error_sum - error.sum(1)).norm()) <= rounding * scale * (size + CLASSES) ** 0.5 + 1e-5
+        assert float((fast.error_sum - error.sum(1)).norm()) <= rounding * scale * (size + CLASSES) ** 0.5 + least
 
 
 @pytest.mark.parametrize("threshold", [1.0, 0.4])
