@@ -293,8 +293,7 @@ def compare(
     """The local loss of one step, with the settings of :func:`learn`; ``h [B, m]`` and ``t [K, m]`` become its derivatives.
 
     ``mean [m]`` centres h where it is given (else it has no entries); ``total [m]`` gets the sum of h over the rows. Where
-    ``factors [B, K]`` and ``responses [K, m]`` have entries their product is the derivative by h, and h stays as it is; not
-    for the cosine.
+    ``factors [B, K]`` and ``responses [K, m]`` have entries their product is the derivative by h instead; not for the cosine.
     """
     batch, contexts, size = h.shape[0], t.shape[0], h.shape[1]
     own = mean.shape[0] == 0
@@ -337,7 +336,7 @@ def compare(
         for k in range(contexts):
             wanted = _ONE if k == labels[b] else _ZERO
             d = (delta[b, k] / normaliser - wanted) * share
-            d = d if abs(d) > _TINY else _ZERO
+            d = _ZERO if abs(d) <= _TINY else d
             along_h[b] += d * similarity[k]
             along_t[k] += d * similarity[k]
             delta[b, k] = d * (h_scale[b] * t_scale[k])

@@ -39,6 +39,10 @@ class Layer(nn.Module):
 
     def __init__(self, synapse: Synapse, neuron: Neuron, input_shape: Shape, recurrent: Synapse | None = None) -> None:
         super().__init__()
+        if recurrent is synapse:
+            raise InputError(
+                "its recurrent synapse is the one from below; give it a synapse of its own, with weights of its own"
+            )
         self.synapse, self.neuron, self.recurrent = synapse, neuron, recurrent
         self.input_shape = tuple(input_shape)
         self.output_shape = synapse.output_shape(self.input_shape)

@@ -160,6 +160,7 @@ def test_initial_weights_have_the_stated_scale() -> None:
         ),
         (lambda: sp.Network((1, 4, 4), [(sp.Dense(16, 3), sp.LIF())], 2), r"layer 1: Dense.*put Flatten\(\) before it"),
         (lambda: sp.Network((1, 4, 4), [(sp.Conv2d(2, 3, 3), sp.LIF())], 2), r"layer 1: Conv2d: the input has shape"),
+        (lambda: sp.Network((4,), [(tied := sp.Dense(4, 4), sp.LIF(), tied)], 2), "layer 1: its recurrent synapse is the one"),
         (lambda: sp.Conv2d(3, 4, 3, groups=2), "groups = 2 must divide"),
         (lambda: sp.Conv2d(1, 1, 5).output_shape((1, 3, 3)), "larger than the padded input"),
         (lambda: sp.Chain(sp.Dense(4, 4), sp.Dense(4, 4)), "2 of its parts have weights"),
