@@ -219,15 +219,18 @@ def descend(
 
     Leaves inference mode for it: the moments that an optimiser creates on its first step, and what stays in ``.grad``, must be
     ordinary tensors, or the network could not be used in an ordinary training loop afterwards. ``leave=False`` leaves nothing
-    in ``.grad`` nor in the list, which saves two copies of all weights.
+    in ``.grad`` nor in the list, which saves two copies of all weights; the optimiser must then keep no gradient.
     """
     assert len(gradients) == len(parameters)
     gradients = gradients if share is None else share.mean(gradients)
     with torch.inference_mode(False):
-        for place, parameter in enumerate(parameters):
+        for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+            if not leave and gradient.stride() == parameter.stride():
+                parameter.grad = gradient
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
-            parameter.grad.copy_(gradients[place])
+            parameter.grad.copy_(gradient)
             if not leave:
                 gradients[place] = parameter.grad  # so that the one handed over is freed
         optimizer.step()
