@@ -35,9 +35,9 @@ from spikeprop.models import mlp
 from spikeprop.runs import forget_peak, memory_mib, peak_memory_mib
 
 TOLERANCE, WARM_UP = 0.05, 200
-# Blocks above it are the system's own. Left alone it begins at 131072 and rises to the size of the first large block freed; from
-# then on blocks of megabytes (gradients) lie in the heap, and its gaps, 5 to 14 MiB that differ from run to run, drown the figure.
-# At 131072 one block in use, a step's drawn spikes (100,352 bytes), still leaves gaps of half a MiB.
+# Blocks above it are the system's own. Left alone it begins at 131072 and rises to the size of the first large block freed;
+# from then on blocks of megabytes (gradients) lie in the heap, and its gaps, 5 to 14 MiB that differ from run to run, drown the
+# figure. At 131072 one kind of block, a step's drawn spikes (100,352 bytes), still leaves gaps of half a MiB.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 MODES = ("stream", "stream-system", "whole")
 PEERS = ("snntorch", "BPTT by hand, bfloat16")
