@@ -62,9 +62,9 @@ $(VENV)/run.stamp: pyproject.toml Makefile | $(BIN)/pip
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
-	@echo "installing what the tests need: pytest, snnTorch, NIR, Norse ..."
+	@echo "installing what the tests need: pytest, snnTorch, NIR, Norse, SpikingJelly ..."
 	@$(PIP) --quiet $(TORCH) --group test
-	@$(PIP) --quiet --no-deps --no-build-isolation norse==1.1.0
+	@$(PIP) --quiet --no-deps --no-build-isolation norse==1.1.0 spikingjelly==2.0.0 loguru==0.7.3
 	@touch $@
 
 $(VENV)/check.stamp: $(VENV)/run.stamp

@@ -123,10 +123,8 @@ def learn(
     own = torch.Size([shape[0] - batch, *shape[1:]]) if factored else shape
     error, narrow_error = _room(narrow and rounded and not factored, len(at), own, 1)
     ranks = (len(at), batch, own[0]) if factored else (1, 0, shape[0] - batch)
-    weights, responses = (
-        torch.empty(ranks, **FLOATS),
-        torch.empty(ranks[0], ranks[1] and ranks[2], layer.rate.numel(), **FLOATS),
-    )
+    weights = torch.empty(ranks, **FLOATS)
+    responses = torch.empty(ranks[0], ranks[2] if factored else 0, layer.rate.numel(), **FLOATS)
 
     channels = layer.output_shape[0]
     places, shares = torch.zeros(0, 0, dtype=torch.int64, device="cpu"), torch.zeros(0, 0, **FLOATS)

@@ -331,8 +331,8 @@ class WindowTrace(Eligibility):
         gradients: dict[Synapse, Tensor] = {}
         for source, x in zip(self.sources, inputs, strict=True):
             if source.synapse.weight is not None:
-                own, seen = responsible[:, source.rows], x
-                own, seen = (own.sum(0), seen[0]) if is_constant(x) else (own.flatten(0, 1), seen.flatten(0, 1))
+                own = responsible[:, source.rows]
+                own, seen = (own.sum(0), x[0]) if is_constant(x) else (own.flatten(0, 1), x.flatten(0, 1))
                 gradients[source.synapse] = source.synapse.weight_gradient(own, seen, gradients.get(source.synapse))
         if self.before is not None:
             if self.last_spikes is not None:

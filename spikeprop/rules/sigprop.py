@@ -49,8 +49,9 @@ from spikeprop.surrogate import LearnOn, Membrane
 from spikeprop.team import Share
 from spikeprop.traces import Eligibility, SharedTrace, Source, eligibility
 
-CACHED = 2**18  # numbers of a layer's activity worked on at a time, so that what follows from them is still in the cache;
-LAUNCHED = 2**24  # on a GPU, where it is the start of each operation that takes time
+# Numbers of a layer's activity worked on at a time: on a CPU so few that what follows from them is still in the cache, on a GPU
+# so many that the start of an operation does not count.
+CACHED, LAUNCHED = 2**18, 2**24
 READINGS = 5  # of the membrane by the local loss in an update window, that are always enough
 
 
